@@ -1,0 +1,48 @@
+# `make` lists the targets. Each builds what it needs from nothing: Python 3.11 and a package registry are enough.
+
+PYTHON  ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+PROFILE ?= laptop
+RESULTS ?= reproduced
+
+BIN       := .venv/bin
+INSTALLED := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install reproduce-all report test lint bench
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
+	@echo "  settings (now):      PROFILE=$(PROFILE) RESULTS=$(RESULTS) PYTHON=$(PYTHON)"
+
+install: $(INSTALLED) ## build the environment in .venv
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $(PYTHON) is `$(PYTHON) --version 2>&1`; 3.11 or newer is needed: make install PYTHON=/path/to/python3.11" >&2; \
+	  exit 2; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+	UV_HTTP_TIMEOUT=300 $(BIN)/uv pip install --python $(BIN)/python --requirement requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+reproduce-all: $(INSTALLED) ## train every cell of PROFILE into RESULTS, then write tables and figures
+	@status=0; \
+	$(BIN)/nasbench-grow reproduce --profile $(PROFILE) --results $(RESULTS) || status=$$?; \
+	$(BIN)/nasbench-grow report --results $(RESULTS) || status=$$?; \
+	echo "tables: $(RESULTS)/tables   figures: $(RESULTS)/figures"; \
+	exit $$status
+
+report: $(INSTALLED) ## write the tables and figures of RESULTS again
+	$(BIN)/nasbench-grow report --results $(RESULTS)
+
+test: $(INSTALLED) ## run the tests (two processes, offline)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+lint: $(INSTALLED) ## check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## measure step times, restructuring and start-up on this machine
+	$(BIN)/python -m nasbench_grow.bench
