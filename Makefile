@@ -18,7 +18,7 @@ install: $(INSTALLED) ## build the environment in .venv
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "error: $(PYTHON) is `$(PYTHON) --version 2>&1`; 3.11 or newer is needed: make install PYTHON=/path/to/python3.11" >&2; \
+	  echo "error: $(PYTHON) is not Python 3.11 or newer; name one: make install PYTHON=/path/to/python3.11" >&2; \
 	  exit 2; }
 	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet uv
