@@ -1,0 +1,79 @@
+"""What all image classification tasks share: splits, cross entropy, accuracy."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from nasbench_grow.contract import Split, Splits, Task
+from nasbench_grow.data.images import Augmentation, ImageSplit, ImageTrainSplit, Normalisation
+from nasbench_grow.data.raw import RawImages
+from nasbench_grow.data.splits import balanced_subset, hold_out
+from nasbench_grow.errors import UserError
+
+
+class ImageClassification(Task):
+    """Labelled images, one class each; a task says where they come from and how they are augmented."""
+
+    metric = "accuracy"
+    normalisation: ClassVar[Normalisation]
+    augmentation: ClassVar[Augmentation]
+    val_samples: ClassVar[int]
+    """Number of training images set aside for validation: a fixed, class-balanced choice."""
+
+    @abstractmethod
+    def read(self) -> RawImages:
+        """All images and labels; raises UserError where they cannot be had."""
+
+    def fetch(self) -> Path | None:
+        """Make sure that the data are on this machine; returns where, or None if a library brings them along."""
+        self.read()
+        return None
+
+    def load(self, device: torch.device, train_samples: int | None = None) -> Splits:
+        """The splits on ``device``; see :meth:`nasbench_grow.contract.Task.load`.
+
+        Raises:
+            UserError: the data cannot be had, or ``train_samples`` is not in [classes, training samples].
+        """
+        raw = self.read()
+        train, val = hold_out(raw.train_labels, self.val_samples)
+        if train_samples is not None:
+            if not self.num_classes <= train_samples <= len(train):
+                raise UserError(
+                    f"train_samples is {train_samples}, but {self.name} needs {self.num_classes} (one a class) to "
+                    f"{len(train)} (all); choose a number in that range or leave it out to use all"
+                )
+            train = train[balanced_subset(raw.train_labels[train], train_samples)]
+
+        def part(tensor: Tensor, chosen: Tensor) -> Tensor:
+            return tensor[chosen].to(device)
+
+        return Splits(
+            train=ImageTrainSplit(
+                part(raw.train_images, train), part(raw.train_labels, train), self.normalisation, self.augmentation
+            ),
+            val=ImageSplit(part(raw.train_images, val), part(raw.train_labels, val), self.normalisation),
+            test=ImageSplit(raw.test_images.to(device), raw.test_labels.to(device), self.normalisation),
+        )
+
+    def loss(self, output: Any, target: Tensor) -> Tensor:
+        """Cross entropy, mean over the batch; ``output`` are logits (batch, classes), ``target`` classes (batch,)."""
+        return F.cross_entropy(output, target)
+
+    def evaluate(self, network: nn.Module, split: Split, batch_size: int = 512) -> float:
+        """Share of the split's images whose largest logit is that of their class."""
+        modes = [(module, module.training) for module in network.modules()]
+        network.eval()
+        try:
+            with torch.inference_mode():
+                hits = [(network(images).argmax(1) == labels).sum() for images, labels in split.batches(batch_size)]
+        finally:
+            for module, training in modes:
+                module.training = training
+        return int(torch.stack(hits).sum()) / len(split)
