@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 Example = Tensor | tuple[Tensor, ...]
 
 _MULTIPLIES = re.compile(
-    r"(?!aten::)|aten::(?!upsample).*"
-    r"(conv|linear|mm|matmul|einsum|addmv|\bmv|dot|inner|kron|attention|lstm|gru|rnn|fft|linalg_(?!.*norm)|cdist)"
+    r"(?!aten::)|aten::(?!_*upsample).*("
+    r"conv(?!ert)|linear(?!_comb)|mm(_|$)|matmul|addmv|dot|inner|kron|attention|lstm|gru|rnn|fft|linalg_(?!.*norm)|cdist)"
 )
-"""Operations that must not be passed over in silence: every one outside ATen, and those whose name tells of products."""
+"""Operations not to be passed over in silence: every one outside ATen, and those whose name tells of products."""
 
 
 def count_macs(model: nn.Module, example: Example) -> int:
@@ -217,22 +217,25 @@ def _recurrent_cell(inputs: list[Any], outputs: list[Any]) -> int:
     return math.prod(_shape(inputs[0])[:-1]) * sum(math.prod(_shape(weight)) for weight in inputs[2:4])
 
 
+_BROADCAST_AXES = "0123456789"  # names for the axes that an ellipsis stands for, aligned at the right
+
+
 def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
     """Operands are contracted from left to right, each axis summed as soon as nothing to the right needs it."""
     shapes = [_shape(operand) for operand in _list(inputs[1])]
     left, arrow, result = inputs[0].toIValue().replace(" ", "").partition("->")
-    terms = []
+    if not arrow:
+        result = "..." + "".join(axis for axis in left if left.count(axis) == 1)
+    result = result.replace("...", _BROADCAST_AXES)
+    terms, sizes = [], dict[str, int]()
     for term, shape in zip(left.split(","), shapes, strict=True):
         hidden = len(shape) - len(term.replace("...", ""))
-        terms.append(term.replace("...", "0123456789"[10 - hidden :] if hidden else ""))
-    result = result.replace("...", "0123456789") if arrow else "".join(c for c in left if left.count(c) == 1)
-    sizes: dict[str, int] = {}
-    for term, shape in zip(terms, shapes, strict=True):
-        for axis, size in zip(term, shape, strict=True):
+        terms.append(term.replace("...", _BROADCAST_AXES[len(_BROADCAST_AXES) - hidden :]))
+        for axis, size in zip(terms[-1], shape, strict=True):
             sizes[axis] = max(size, sizes.get(axis, 1))
     macs, kept = 0, set(terms[0]) & set("".join(terms[1:]) + result)
-    for i, term in enumerate(terms[1:], start=1):
-        later = set("".join(terms[i + 1 :]) + result)
+    for i, term in enumerate(terms[1:], start=2):
+        later = set("".join(terms[i:]) + result)
         joined = kept | (set(term) & (kept | later))
         macs += math.prod(sizes[axis] for axis in joined)
         kept = joined & later
