@@ -1,0 +1,1 @@
+"""One cell, many cells, and the folder that keeps their results."""

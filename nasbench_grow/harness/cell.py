@@ -1,0 +1,89 @@
+"""A cell: the smallest thing that the harness runs, skips, resumes and keeps a record of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from dataclasses import asdict, dataclass
+
+from nasbench_grow import registry
+from nasbench_grow.errors import UserError
+
+PROTOCOL = 1
+"""Raise this when the harness or a shipped method changes so that finished records no longer compare."""
+
+DEFAULT_EPOCHS = 160
+"""Epochs of the full recipe on the CIFAR-sized tasks."""
+
+DEFAULT_SETUP = "cpu"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Method x task x backbone x set-up x budget x seed, and how long to train on how much."""
+
+    method: str
+    task: str
+    backbone: str
+    budget: float
+    seed: int
+    epochs: int = DEFAULT_EPOCHS
+    train_samples: int | None = None
+    setup: str = DEFAULT_SETUP
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.task} {self.backbone} budget {self.budget:g} seed {self.seed}"
+
+    def run_key(self) -> str:
+        """16 hex digits that stand for everything that determines the result."""
+        setup = registry.setup(self.setup)
+        determining = {
+            "protocol": PROTOCOL,
+            "cell": asdict(self),
+            "recipe": asdict(registry.task(self.task).recipe),
+            "device": setup.device,
+            "channels_last": setup.channels_last,
+            "granularity": setup.granularity,
+        }
+        canonical = json.dumps(determining, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def command(self, results: str) -> str:
+        """The command line that runs this cell."""
+        words = ["nasbench-grow", "run", "--method", self.method, "--task", self.task, "--backbone", self.backbone]
+        words += ["--budget", f"{self.budget!r}", "--seed", f"{self.seed}", "--epochs", f"{self.epochs}"]
+        if self.train_samples is not None:
+            words += ["--train-samples", f"{self.train_samples}"]
+        return shlex.join([*words, "--setup", self.setup, "--results", results])
+
+
+def make_cell(
+    *,
+    method: str,
+    task: str,
+    backbone: str,
+    budget: float,
+    seed: int,
+    epochs: int = DEFAULT_EPOCHS,
+    train_samples: int | None = None,
+    setup: str = DEFAULT_SETUP,
+) -> Cell:
+    """A checked cell. The budget of a method that ignores it becomes 1, so that it runs once.
+
+    Raises:
+        UserError: an unknown name, or a number out of its range.
+    """
+    if not 0 < budget <= 1:
+        raise UserError(f"budget {budget:g} is out of range: it is a share of the dense network's MACs, 0 < budget <= 1")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed {seed} is out of range: use a whole number from 0 to {2**32 - 1}")
+    if epochs < 1:
+        raise UserError(f"epochs {epochs} is out of range: train for 1 epoch or more")
+    if train_samples is not None and train_samples < 1:
+        raise UserError(f"train samples {train_samples} is out of range: keep 1 or more, or leave it out to keep all")
+    registry.task(task)
+    registry.setup(setup)
+    registry.check_backbone(backbone)
+    share = float(budget) if registry.method(method).uses_budget else 1.0
+    return Cell(method, task, backbone, share, seed, epochs, train_samples, setup)

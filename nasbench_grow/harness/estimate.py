@@ -1,0 +1,70 @@
+"""What cells will cost, before they run: training multiply-accumulates and time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from statistics import median
+
+import torch
+
+from nasbench_grow import registry
+from nasbench_grow.cost import count_macs
+from nasbench_grow.harness.cell import Cell
+from nasbench_grow.harness.store import Record
+
+SECONDS_PER_MAC = 2e-11
+"""Used where the results folder holds no finished cell of the set-up: 50 G multiply-accumulates a second, about what
+small CIFAR networks reach on two cores of a present-day CPU."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Expected cost of one cell."""
+
+    train_macs: float
+    seconds: float
+
+
+def estimate(cells: Sequence[Cell], records: Sequence[Record]) -> list[Estimate]:
+    """The expected cost of each cell.
+
+    Training costs the dense network's MACs x 3 x samples, times the share that finished cells of the same method and
+    budget needed, or (1 + budget) / 2 where there are none. A MAC takes the median time of the finished cells with
+    the same set-up, or :data:`SECONDS_PER_MAC`.
+    """
+    finished = [record for record in records if record["status"] == "ok" and record["train_macs"]]
+    estimates = []
+    for cell in cells:
+        share = _median(
+            [r for r in finished if (r["method"], r["budget"]) == (cell.method, cell.budget)],
+            lambda record: record["train_macs"] / record["dense_train_macs"],
+            otherwise=(1 + cell.budget) / 2,
+        )
+        seconds_per_mac = _median(
+            [r for r in finished if r["setup"] == cell.setup],
+            lambda record: record["total_s"] / record["train_macs"],
+            otherwise=SECONDS_PER_MAC,
+        )
+        samples = cell.epochs * _train_samples(cell.task, cell.train_samples)
+        macs = 3 * _dense_macs(cell.backbone, cell.task) * samples * share
+        estimates.append(Estimate(macs, macs * seconds_per_mac))
+    return estimates
+
+
+def _median(records: Sequence[Record], value: Callable[[Record], float], otherwise: float) -> float:
+    return median(map(value, records)) if records else otherwise
+
+
+@cache
+def _dense_macs(backbone: str, task_name: str) -> int:
+    task = registry.task(task_name)()
+    return count_macs(registry.build_backbone(backbone, task), task.example())
+
+
+@cache
+def _train_samples(task: str, train_samples: int | None) -> int:
+    if train_samples is not None:
+        return train_samples
+    return len(registry.task(task)().load(torch.device("cpu")).train)

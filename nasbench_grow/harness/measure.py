@@ -1,0 +1,144 @@
+"""What is measured around a run: the machine, the versions, memory, latency, and a network's fingerprint."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import time
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_PACKAGES = ("torch", "timm", "fvcore", "torch-pruning", "numpy")
+
+
+@cache
+def hardware() -> dict[str, Any]:
+    """The machine: processor, usable cores, threads that PyTorch uses, memory in GiB, GPU, operating system."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(memory / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "platform": platform.platform(),
+    }
+
+
+@cache
+def versions() -> dict[str, str | None]:
+    """The versions that a result may depend on; None for a package that is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        found[package] = _version(package)
+    found["torch"] = str(torch.__version__)  # names the build (+cpu, +cu130) too
+    return {**found, "nasbench_grow": _version("nasbench-grow")}
+
+
+@cache
+def code_version() -> str | None:
+    """``git describe`` of the checkout that this code runs from, else the package's version."""
+    root = Path(__file__).resolve().parents[2]
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            pass
+    return _version("nasbench-grow")
+
+
+class PeakMemory:
+    """The highest resident memory of this process since the object was made, in bytes.
+
+    The whole process counts: the interpreter, the libraries and the data as well as weights and activations.
+    """
+
+    def __init__(self) -> None:
+        gc.collect()
+        _return_free_memory()
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: resets VmHWM
+        except OSError:
+            pass  # then the peak since the process began is the best there is
+
+    def bytes(self) -> int:
+        """The peak so far."""
+        try:
+            for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        except OSError:
+            pass
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def latency_ms(network: nn.Module, batch: Tensor, *, runs: int = 9) -> float:
+    """Median milliseconds of one forward pass of ``batch``, in eval mode, after two passes to warm up."""
+    was_training = network.training
+    network.eval()
+    times = []
+    with torch.inference_mode():
+        for _ in range(runs + 2):
+            start = time.perf_counter()
+            network(batch)
+            times.append(time.perf_counter() - start)
+    network.train(was_training)
+    return 1000 * statistics.median(times[2:])
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """A fingerprint of every parameter and buffer: equal only where all names, shapes, types and bits are equal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def output_channels(network: nn.Module) -> dict[str, int]:
+    """Output channels of every convolution and linear layer, by module name."""
+    widths = {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            widths[name] = module.out_channels
+        elif isinstance(module, nn.Linear):
+            widths[name] = module.out_features
+    return widths
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _return_free_memory() -> None:
+    """Give freed memory back to the system, so that an earlier cell does not count as this one's (glibc only)."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
+        pass

@@ -1,0 +1,86 @@
+"""What a person sees while cells run: bars on a terminal, one plain line a finished cell elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+from nasbench_grow.harness.cell import Cell
+from nasbench_grow.harness.runner import Progress
+from nasbench_grow.harness.store import Record
+
+_FORMAT = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]"
+
+
+@contextmanager
+def epoch_bar(cell: Cell) -> Iterator[Progress]:
+    """A bar over the epochs of one cell (terminals only); gives the function to call with each history entry."""
+    with tqdm(
+        total=cell.epochs, desc=str(cell), unit="epoch", leave=False, disable=None, bar_format=_FORMAT, file=sys.stderr
+    ) as bar:
+
+        def advance(entry: dict[str, Any]) -> None:
+            bar.set_postfix_str(f"loss {entry['loss']:.3f}, val {entry['val_metric']:.3f}", refresh=False)
+            bar.update()
+
+        yield advance
+
+
+class CellsBar:
+    """A bar over many cells with the time left for all of them, and one line for each that ends."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done = 0
+        self._began = time.monotonic()
+        self._bar = tqdm(
+            total=total, desc="cells", unit="cell", leave=False, disable=None, bar_format=_FORMAT, file=sys.stderr
+        )
+
+    def __enter__(self) -> CellsBar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+    def ended(self, cell: Cell, record: Record, *, here: bool = True) -> None:
+        """A cell has ended, run by this process (``here``) or by another one."""
+        self._done += 1
+        self._bar.update()
+        left = (time.monotonic() - self._began) / self._done * (self._total - self._done)
+        where = "" if here else ", run by another process"
+        self.say(f"[{self._done}/{self._total}] {cell}: {describe(record)}{where}; {duration(left)} left")
+
+    def say(self, line: str) -> None:
+        """Print a line above the bars."""
+        tqdm.write(line, file=sys.stderr)
+
+
+def describe(record: Record) -> str:
+    """The outcome of a cell in a few words."""
+    if record["status"] != "ok":
+        return f"{record['status']}: {record['error']}"
+    return ", ".join(
+        [
+            f"ok: test {record['metric']} {record['test_metric']:.4f}",
+            f"MACs {record['macs'] / record['dense_macs']:.3f} of dense",
+            f"training MACs {record['train_macs'] / record['dense_train_macs']:.3f} of dense",
+            duration(record["total_s"]),
+        ]
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person: ``42 s``, ``12 min``, ``3.5 h``, ``2.1 days``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.1f} days"

@@ -1,0 +1,112 @@
+"""Runs many cells into one results folder: skips the finished, resumes the interrupted, goes on after a failure.
+
+Several processes may work on one folder: each cell is run by one of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from itertools import product
+
+from nasbench_grow import registry
+from nasbench_grow.errors import UserError, unknown
+from nasbench_grow.harness.cell import Cell, make_cell
+from nasbench_grow.harness.profiles import Grid, Profile
+from nasbench_grow.harness.progress import CellsBar, epoch_bar
+from nasbench_grow.harness.runner import record_failure, run_cell
+from nasbench_grow.harness.store import Record, Store, StoreError
+
+
+def cells_of(
+    profile: Profile, methods: Collection[str] | None = None, tasks: Collection[str] | None = None
+) -> list[Cell]:
+    """The cells of a profile, each once, seed by seed, so that an interrupted run has whole comparisons.
+
+    Args:
+        methods: keep these only (None = all).
+        tasks: keep these only (None = all).
+
+    Raises:
+        UserError: an unknown name, a task that the profile does not have, or nothing left.
+    """
+    for name in methods or ():
+        registry.method(name)
+    known = {task for grid in profile.grids for task in grid.tasks}
+    for name in tasks or ():
+        registry.task(name)
+        if name not in known:
+            raise unknown(f"task of profile {profile.name!r}", name, known)
+    cells = dict.fromkeys(cell for grid in profile.grids for cell in _expand(grid, methods, tasks))
+    if not cells:
+        raise UserError(f"profile {profile.name!r} has no cell with these methods and tasks; give others")
+    return list(cells)
+
+
+def unfinished(cells: Iterable[Cell], store: Store) -> list[Cell]:
+    """The cells without a record of status "ok": never run, interrupted, failed or diverged."""
+    return [cell for cell in cells if not _is_ok(store.record(cell.run_key()))]
+
+
+def reproduce(cells: Iterable[Cell], store: Store, *, profile: str | None = None) -> Counter[str]:
+    """Run every unfinished cell once; returns how many of all cells ended with each status.
+
+    A cell that fails becomes a record and the others go on. A cell that another process holds is passed over and
+    awaited at the end. Progress goes to stderr.
+
+    Raises:
+        StoreError: the results folder cannot be written: nothing more can be done.
+    """
+    cells = list(cells)
+    before = {cell: store.record(cell.run_key()) for cell in cells}
+    todo = [cell for cell in cells if not _is_ok(before[cell])]
+    outcome = Counter({"ok": len(cells) - len(todo)})
+    with CellsBar(len(todo)) as bar:
+        for wait in (False, True):
+            busy = []
+            for cell in todo:
+                with store.lock(cell.run_key(), wait=wait) as held:
+                    if not held:
+                        busy.append(cell)
+                        continue
+                    record = store.record(cell.run_key())
+                    here = record is None or record == before[cell]
+                    if record is None or here:
+                        record = _run(cell, store, profile)
+                outcome[record["status"]] += 1
+                bar.ended(cell, record, here=here)
+            if busy:
+                bar.say(f"waiting for {len(busy)} cells that another process is running")
+            todo = busy
+    return outcome
+
+
+def _run(cell: Cell, store: Store, profile: str | None) -> Record:
+    """Run a cell that this process holds; bad input becomes a record too."""
+    try:
+        with epoch_bar(cell) as progress:
+            return run_cell(cell, store, profile=profile, progress=progress)
+    except StoreError:
+        raise
+    except UserError as error:
+        return record_failure(cell, store, error, profile=profile)
+
+
+def _is_ok(record: Record | None) -> bool:
+    return record is not None and record["status"] == "ok"
+
+
+def _expand(grid: Grid, methods: Collection[str] | None, tasks: Collection[str] | None) -> Iterable[Cell]:
+    names = grid.methods if grid.methods is not None else tuple(registry.methods())
+    for seed, task, backbone, budget, method in product(grid.seeds, grid.tasks, grid.backbones, grid.budgets, names):
+        if (methods is None or method in methods) and (tasks is None or task in tasks):
+            yield make_cell(
+                method=method,
+                task=task,
+                backbone=backbone,
+                budget=budget,
+                seed=seed,
+                epochs=grid.epochs,
+                train_samples=grid.train_samples,
+                setup=grid.setup,
+            )

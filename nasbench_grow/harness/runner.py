@@ -1,0 +1,282 @@
+"""Runs one cell: seeds, builds, trains with a checkpoint after every epoch, measures, and makes the record.
+
+On the CPU a cell that was killed at any moment and resumed ends bit-identical to one that was not: everything that
+training depends on is seeded, and what moves along (method, meter, random states) is in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nasbench_grow import registry
+from nasbench_grow.contract import Batch, Job, Method
+from nasbench_grow.cost import TrainingMeter, count_macs
+from nasbench_grow.errors import UserError
+from nasbench_grow.harness import measure
+from nasbench_grow.harness.cell import Cell
+from nasbench_grow.harness.store import RECORD_FIELDS, Record, Store
+
+Progress = Callable[[dict[str, Any]], None]
+"""Told the history entry of every epoch: those of an earlier, interrupted run first, at once."""
+
+
+class DivergedError(Exception):
+    """The training loss is no longer a finite number."""
+
+
+def run_cell(cell: Cell, store: Store, *, profile: str | None = None, progress: Progress | None = None) -> Record:
+    """Run a cell (from its checkpoint, if it has one), keep its record and return it.
+
+    The caller holds the cell's lock. A loss that is not finite gives a record with status "diverged"; an unexpected
+    error one with status "failed", its traceback kept in ``logs/``. Neither leaves a checkpoint: a later run of such
+    a cell starts afresh.
+
+    Raises:
+        UserError: the cell asks for something that cannot be had (data, backbone, budget), or the results folder
+            cannot be written. No record is kept; see :func:`record_failure`.
+    """
+    run = _Run(cell, store, profile)
+    try:
+        run.prepare()
+        run.train(progress or (lambda entry: None))
+        record = run.conclude()
+    except UserError:
+        raise
+    except DivergedError as error:
+        record = run.record("diverged", str(error))
+    except Exception as error:
+        log = store.write_log(run.key, traceback.format_exc())
+        record = run.record("failed", f"{_one_line(error)} (traceback in {log.relative_to(store.root)})")
+    store.write_record(record)
+    store.drop_checkpoint(run.key)
+    return record
+
+
+def record_failure(cell: Cell, store: Store, error: UserError, *, profile: str | None = None) -> Record:
+    """Keep and return the record of a cell that could not be run because of bad input."""
+    record = _Run(cell, store, profile).record("failed", str(error))
+    store.write_record(record)
+    return record
+
+
+class _Run:
+    """A cell under way."""
+
+    def __init__(self, cell: Cell, store: Store, profile: str | None) -> None:
+        self.cell = cell
+        self.store = store
+        self.profile = profile
+        self.key = cell.run_key()
+        self.task = registry.task(cell.task)()
+        self.setup = registry.setup(cell.setup)
+        self.meter = TrainingMeter()
+        self.history: list[dict[str, Any]] = []
+        self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self.wall_s = 0.0
+        self.peak_memory_bytes = 0
+        self.method: Method | None = None
+        self.dense_params: int | None = None
+        self.dense_macs: int | None = None
+        self.dense_train_macs: int | None = None
+        self._total_before = 0.0
+        self._began = time.perf_counter()
+
+    def prepare(self) -> None:
+        """Load the data, build the method, take up the checkpoint if there is one."""
+        _seed(self.cell.seed)
+        self.splits = self.task.load(torch.device(self.setup.device), self.cell.train_samples)
+        batch_size = self.task.recipe.batch_size
+        self.job = Job(
+            budget=self.cell.budget,
+            seed=self.cell.seed,
+            epochs=self.cell.epochs,
+            steps_per_epoch=self.splits.train.steps_per_epoch(batch_size),
+            granularity=self.setup.granularity,
+            example=self.setup.place(self.task.example()),
+            recipe=self.task.recipe,
+            loss=self.task.loss,
+            build=self._build,
+            meter=self.meter,
+        )
+        dense = self.job.build()
+        _check_forward(dense, self.job.example, self.cell)
+        self.dense_macs = count_macs(dense, self.job.example)
+        self.dense_params = _parameters(dense)
+        drawn = self.job.total_steps * min(batch_size, len(self.splits.train))
+        self.dense_train_macs = 3 * self.dense_macs * drawn
+        del dense
+        self.memory = measure.PeakMemory()
+        _seed(self.cell.seed)
+        self.method = registry.method(self.cell.method)(self.job)
+        checkpoint = self.store.checkpoint(self.key)
+        if checkpoint is not None:
+            self._resume(checkpoint)
+
+    def train(self, progress: Progress) -> None:
+        """The epochs that are left."""
+        assert self.method is not None
+        for entry in self.history:
+            progress(entry)
+        for epoch in range(len(self.history) + 1, self.cell.epochs + 1):
+            start = time.perf_counter()
+            loss = self.method.train_epoch(self._batches(epoch))
+            self.wall_s += time.perf_counter() - start
+            if not math.isfinite(loss):
+                raise DivergedError(f"the training loss became {loss} in epoch {epoch} of {self.cell.epochs}")
+            self.history.append(self._entry(epoch, loss))
+            self.store.write_history(self.key, self.history)
+            self.store.write_checkpoint(self.key, self._checkpoint())
+            progress(self.history[-1])
+        self.peak_memory_bytes = max(self.peak_memory_bytes, self.memory.bytes())
+
+    def conclude(self) -> Record:
+        """Take the final network, measure it, and fill in the record."""
+        assert self.method is not None
+        network = self.method.finish()
+        example = self.job.example
+        batch = self.setup.place(torch.zeros(64, *example.shape[1:]))
+        return self.record(
+            "ok",
+            None,
+            val_metric=self.task.evaluate(network, self.splits.val),
+            soft_val_metric=self.history[-1]["val_metric"],
+            test_metric=self.task.evaluate(network, self.splits.test),
+            params=_parameters(network),
+            macs=count_macs(network, example),
+            latency_ms_batch1=measure.latency_ms(network, example),
+            latency_ms_batch64=measure.latency_ms(network, batch),
+            weights_sha256=measure.weights_sha256(network),
+        )
+
+    def record(self, status: str, error: str | None, **results: Any) -> Record:
+        """The record so far: what is not known is null."""
+        known = {
+            **vars(self.cell),
+            **results,
+            "run_key": self.key,
+            "profile": self.profile,
+            "status": status,
+            "error": error,
+            "metric": self.task.metric,
+            "dense_params": self.dense_params,
+            "dense_macs": self.dense_macs,
+            "dense_train_macs": self.dense_train_macs,
+            "train_macs": self.meter.total,
+            "wall_s": self.wall_s,
+            "total_s": self._total_s(),
+            "peak_memory_bytes": self.peak_memory_bytes or None,
+            "hardware": measure.hardware(),
+            "versions": measure.versions(),
+            "code_version": measure.code_version(),
+            "started_at": self.started_at,
+        }
+        return {field: known.get(field) for field in RECORD_FIELDS}
+
+    def _build(self) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(self.cell.seed)
+            network = registry.build_backbone(self.cell.backbone, self.task)
+        return self.setup.place(network)
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        for inputs, targets in self.splits.train.epoch(epoch, self.task.recipe.batch_size, self.cell.seed):
+            yield self.setup.place(inputs), targets
+
+    def _entry(self, epoch: int, loss: float) -> dict[str, Any]:
+        """What the history keeps of an epoch that has just ended."""
+        assert self.method is not None
+        network = self.method.network()
+        return {
+            "epoch": epoch,
+            "loss": loss,
+            "learning_rate": self.job.learning_rate_at(epoch * self.job.steps_per_epoch - 1),
+            "val_metric": self.task.evaluate(network, self.splits.val),
+            "macs": count_macs(network, self.job.example),
+            "train_macs": self.meter.total,
+            "wall_s": self.wall_s,
+            "widths": measure.output_channels(network),
+            "log": self.method.log(),
+        }
+
+    def _checkpoint(self) -> dict[str, Any]:
+        assert self.method is not None
+        return {
+            "method": self.method.state_dict(),
+            "meter": self.meter.state_dict(),
+            "random": _random_states(),
+            "history": self.history,
+            "started_at": self.started_at,
+            "wall_s": self.wall_s,
+            "total_s": self._total_s(),
+            "peak_memory_bytes": max(self.peak_memory_bytes, self.memory.bytes()),
+        }
+
+    def _resume(self, checkpoint: dict[str, Any]) -> None:
+        assert self.method is not None
+        self.method.load_state_dict(checkpoint["method"])
+        self.meter.load_state_dict(checkpoint["meter"])
+        self.history = checkpoint["history"]
+        self.started_at = checkpoint["started_at"]
+        self.wall_s = checkpoint["wall_s"]
+        self._total_before = checkpoint["total_s"]
+        self.peak_memory_bytes = checkpoint["peak_memory_bytes"]
+        _set_random_states(checkpoint["random"])
+
+    def _total_s(self) -> float:
+        return self._total_before + time.perf_counter() - self._began
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _random_states() -> dict[str, Any]:
+    """The states of the global generators, in types that ``torch.load(weights_only=True)`` reads."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    states = {"python": random.getstate(), "numpy": (name, keys.tolist(), *rest), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def _set_random_states(states: dict[str, Any]) -> None:
+    random.setstate(states["python"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def _check_forward(network: nn.Module, example: torch.Tensor, cell: Cell) -> None:
+    """Raise UserError unless the backbone accepts inputs of the task's shape."""
+    try:
+        with torch.inference_mode():
+            network.eval()(example)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        shape = "x".join(map(str, example.shape[1:]))
+        raise UserError(
+            f"backbone {cell.backbone!r} cannot serve task {cell.task!r}: it does not accept inputs of shape {shape} "
+            f"({_one_line(error)}); choose one of {', '.join(registry.backbones())}"
+        ) from error
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
