@@ -1,0 +1,28 @@
+"""The suite's own backbones, one file a family. Importing this package registers them with timm.
+
+>>> import timm, nasbench_grow.backbones
+>>> network = timm.create_model("cifar_resnet20", num_classes=10, in_chans=3)
+"""
+
+import timm
+from torch import nn
+
+from nasbench_grow.backbones import cifar_resnet, cifar_vgg, cifar_wrn  # noqa: F401  (importing registers)
+from nasbench_grow.backbones.registering import SUMMARIES
+from nasbench_grow.errors import UserError, unknown
+
+__all__ = ["SUMMARIES", "create"]
+
+
+def create(name: str, num_classes: int, in_chans: int) -> nn.Module:
+    """A fresh network with random weights: one of ours, or any model that timm knows by ``name``.
+
+    It maps (B, in_chans, H, W) to (B, num_classes) logits.
+
+    Raises:
+        UserError: timm has no such model; the line names the nearest one.
+    """
+    if not timm.is_model(name):
+        nearest = str(unknown("backbone", name, timm.list_models())).partition(" (known:")[0]
+        raise UserError(f"{nearest} (known: {', '.join(sorted(SUMMARIES))}, or any name of timm.list_models())")
+    return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_chans)
