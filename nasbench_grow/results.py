@@ -46,6 +46,7 @@ COLUMNS: dict[str, str] = {
     "epochs": "Int64",
     "train_samples": "Int64",
     "profile": "object",
+    "weights_sha256": "object",
     "code_version": "object",
     "started_at": "object",
 }

@@ -1,0 +1,83 @@
+"""Tables, figures and a page to read them on, computed from the records of a results folder and from nothing else."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from nasbench_grow import results
+from nasbench_grow.errors import UserError
+from nasbench_grow.report import documents, tables
+from nasbench_grow.report.figures import draw
+from nasbench_grow.report.protocol import blocks
+from nasbench_grow.report.style import RC
+
+__all__ = ["write"]
+
+
+def write(folder: str | Path = "results") -> list[Path]:
+    """Write ``README.md``, ``tables/*`` and ``figures/*`` of a results folder; returns the files, the page first.
+
+    Raises:
+        UserError: the folder is missing, holds no record, or cannot be written to.
+    """
+    folder = Path(folder)
+    cells = results.load(folder)
+    if cells.empty:
+        raise UserError(f"no finished cells in {str(folder)!r}; run `nasbench-grow reproduce --results {folder}` first")
+    found = blocks(cells)
+    histories = results.histories(folder)
+    every_table = [tables.comparison(found), tables.paired(found), tables.requirements(found, histories)]
+
+    files: dict[Path, bytes] = {}
+    for table in every_table:
+        for suffix, text in (("md", documents.markdown), ("csv", documents.csv), ("tex", documents.latex)):
+            files[folder / "tables" / f"{table.name}.{suffix}"] = text(table).encode()
+    shown: dict[str, list[tuple[str, str]]] = {}
+    with matplotlib.rc_context(RC):
+        for block in found:
+            shown[block.name] = []
+            for drawing in draw(block, histories, lambda run_keys: results.widths(folder, run_keys)):
+                stem = f"figures/{block.name}_{drawing.name}"
+                shown[block.name].append((f"{stem}.png", drawing.caption))
+                for kind in ("png", "pdf"):
+                    files[folder / f"{stem}.{kind}"] = _rendered(drawing.figure, kind)
+    page = documents.page(str(folder), found, every_table, shown)
+    files = {folder / "README.md": page.encode()} | files
+    for path, content in files.items():
+        _write_whole(path, content)
+    return list(files)
+
+
+def _rendered(figure: Figure, kind: str) -> bytes:
+    """The figure as a file's content; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    undated = {"CreationDate": None} if kind == "pdf" else None
+    figure.savefig(buffer, format=kind, dpi=160, metadata=undated)
+    return buffer.getvalue()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that nobody ever sees half of it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            try:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                temporary.chmod(0o644)
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; free space or choose a folder you may write to"
+        ) from None

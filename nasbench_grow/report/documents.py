@@ -1,0 +1,123 @@
+"""Tables as CSV, Markdown and LaTeX, and the page that shows everything."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import pandas as pd
+
+from nasbench_grow.report.protocol import Block
+from nasbench_grow.report.tables import Part, Table
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "\N{PLUS-MINUS SIGN}": r"$\pm$",
+    "\N{MINUS SIGN}": "$-$",
+    "\N{MULTIPLICATION SIGN}": r"$\times$",
+    "\N{LESS-THAN OR EQUAL TO}": r"$\leq$",
+    "\N{EN DASH}": "--",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
+
+_LATEX_FITS = 6
+"""So many columns fit on a page in small type; wider tables are scaled down."""
+
+
+def csv(table: Table) -> str:
+    """The table's unrounded numbers."""
+    return table.data.to_csv(index=False, lineterminator="\n")
+
+
+def markdown(table: Table) -> str:
+    """The table with a caption for each protocol, as a page of its own."""
+    parts = [
+        f"## {part.block.title}\n\n{markdown_rows(part)}\n\n{part.block.caption} {part.note}" for part in table.parts
+    ]
+    return "\n\n".join([f"# {table.title}", *(parts or ["No cells for this table."])]) + "\n"
+
+
+def markdown_rows(part: Part) -> str:
+    """One protocol's rows as a pipe table; numbers to the right."""
+    align = ["left" if name in ("method", "difference") else "right" for name in part.rows.columns]
+    return str(part.rows.to_markdown(index=False, colalign=align, disable_numparse=True))
+
+
+def latex(table: Table) -> str:
+    """The table in booktabs style, a ``table`` environment for each protocol.
+
+    Needs the packages ``booktabs`` and, for wide tables, ``graphicx``.
+    """
+    environments = []
+    for number, part in enumerate(table.parts, start=1):
+        rows = part.rows.map(_escape).rename(columns=_escape)
+        text = rows.to_latex(
+            index=False,
+            column_format="".join("l" if name in ("method", "difference") else "r" for name in part.rows.columns),
+            caption=_escape(f"{table.title}. {part.block.caption} {part.note}"),
+            label=f"tab:{table.name}-{number}",
+            position="t",
+        )
+        text = text.replace("\\begin{tabular}", "\\centering\\small\n\\begin{tabular}", 1)
+        if len(rows.columns) > _LATEX_FITS:
+            text = text.replace("\\begin{tabular}", "\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}", 1)
+            text = text.replace("\\end{tabular}", "\\end{tabular}}", 1)
+        environments.append(text)
+    return "\n".join(environments) or f"% {table.title}: no cells for this table.\n"
+
+
+def page(folder: str, blocks: list[Block], tables: list[Table], figures: Mapping[str, list[tuple[str, str]]]) -> str:
+    """The page that a stranger opens first: every table and figure with its caption.
+
+    Args:
+        folder: the results folder, as the user named it.
+        blocks: the protocols found.
+        tables: the tables, shown for each protocol.
+        figures: for each block's name, the figures' paths relative to the folder, with captions.
+    """
+    cells = pd.concat([block.cells for block in blocks])
+    counts = cells["status"].value_counts()
+    others = "".join(f", {counts[status]} {status}" for status in counts.index if status != "ok")
+    sections = [
+        "# Results",
+        f"{counts.get('ok', 0)} cells finished{others}. A cell is one method, task, backbone, set-up, budget and seed. "
+        "Every number below is computed from `records/*.json`; this page, `tables/` and `figures/` are written by "
+        "`nasbench-grow report` and are written anew each time.",
+    ]
+    for block in blocks:
+        sections += [f"## {block.title}", block.caption]
+        for table in tables:
+            for part in table.parts:
+                if part.block is block:
+                    sections += [f"### {table.title}", markdown_rows(part), part.note]
+        for path, caption in figures[block.name]:
+            sections.append(f"![{caption}]({path})\n\n*{caption}*")
+    sections += [*_unfinished(cells), _HOW_TO_READ.format(folder=folder)]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+_HOW_TO_READ = """## Reading the records
+
+```python
+import nasbench_grow.results
+
+frame = nasbench_grow.results.load("{folder}")   # a row a cell
+frame.groupby(["method", "budget"])["test_metric"].agg(["mean", "std", "count"])
+```
+
+The same tables lie in `tables/` as CSV (unrounded), Markdown and LaTeX, the figures in `figures/` as PNG and PDF."""
+
+
+def _unfinished(cells: pd.DataFrame) -> list[str]:
+    """The section that lists the cells without a result, with their errors; empty where there is none."""
+    bad = cells[cells["status"] != "ok"]
+    if bad.empty:
+        return []
+    columns = ["method", "task", "backbone", "setup", "budget", "seed", "status", "error"]
+    return ["## Cells without a result", bad[columns].fillna("").to_markdown(index=False)]
+
+
+def _escape(text: str) -> str:
+    """Plain text for LaTeX."""
+    return re.sub("|".join(map(re.escape, _LATEX)), lambda match: _LATEX[match[0]], str(text))

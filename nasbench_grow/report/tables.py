@@ -1,0 +1,286 @@
+"""The tables of the report: comparison of the methods, paired differences, requirements on growing.
+
+A :class:`Table` carries its numbers twice: ``data`` is tidy and unrounded (for CSV), ``parts`` are rounded text, one
+for each protocol (for Markdown and LaTeX). Every number is computed from the records.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from nasbench_grow.report.protocol import PROTOCOL, Block, cost_by_epoch, is_growing
+from nasbench_grow.report.statistics import estimate
+
+BUDGET_LIMIT = 0.02
+"""Largest accepted distance of the returned network's MACs from the budget, as a share of dense MACs."""
+COMMITMENT_LIMIT = 0.002
+"""Largest accepted distance in the validation metric between the last sampled and the returned network."""
+STEP_LIMIT = 0.25
+"""Largest accepted change of the cost from one epoch to the next, as a share of dense MACs."""
+
+REFERENCE = "grow"
+NOTHING = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+TIMES = "\N{MULTIPLICATION SIGN}"
+_PROTOCOL = (*PROTOCOL, "metric")
+_MEANS = (
+    "val_metric",
+    "macs",
+    "macs_share",
+    "params",
+    "train_macs",
+    "train_macs_share",
+    "wall_s",
+    "latency_ms_batch1",
+    "latency_ms_batch64",
+    "peak_memory_bytes",
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One protocol's share of a table, as rounded text; ``note`` says how its rows are computed."""
+
+    block: Block
+    note: str
+    rows: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the report; ``name`` is its file's stem."""
+
+    name: str
+    title: str
+    data: pd.DataFrame
+    parts: list[Part]
+
+
+def comparison(blocks: list[Block]) -> Table:
+    """A row for each method and budget: metric with its interval over seeds, and every cost."""
+    data, parts = [], []
+    for block in blocks:
+        rows = [_compare(block, method, budget) for method, budget in _method_budgets(block)]
+        dense = [row["wall_s"] for row in rows if row["method"] == "dense"]
+        for row in rows:
+            row["wall_share"] = row["wall_s"] / dense[0] if dense else math.nan
+        data += rows
+        note = (
+            "Means over seeds; ± is the 95 % Student t interval of the mean; shares are of the dense network's MACs, "
+            "training time includes neither evaluation nor loading."
+        )
+        parts.append(Part(block, note, pd.DataFrame([_comparison_text(block, row) for row in rows])))
+    return Table("comparison", "Comparison of the methods", pd.DataFrame(data), parts)
+
+
+def paired(blocks: list[Block]) -> Table:
+    """A row for each budget and other method: difference of the test metric to ``grow``, paired by seed."""
+    columns = [*_PROTOCOL, "budget", "reference", "method", "n", "difference", "half_width", "low", "high"]
+    data, parts = [], []
+    for block in blocks:
+        rows = []
+        for budget in sorted(set(block.of(REFERENCE)["budget"]), reverse=True):
+            for method in block.methods:
+                differences = _differences(block, method, budget)
+                if method != REFERENCE and differences:
+                    rows.append(_pair(block, method, budget, differences))
+        data += rows
+        if rows:
+            note = (
+                f"{REFERENCE} minus the other method, seed by seed, at the same budget (a method without a budget is "
+                "taken as it is); ± is the 95 % Student t interval of the mean difference."
+            )
+            parts.append(Part(block, note, pd.DataFrame([_paired_text(block, row) for row in rows])))
+    frame = pd.DataFrame(data) if data else pd.DataFrame(columns=columns)
+    return Table("paired", f"Paired differences to {REFERENCE}", frame, parts)
+
+
+def requirements(blocks: list[Block], histories: pd.DataFrame) -> Table:
+    """A row for each growing run: is the budget met, does the run commit, does it grow gradually?"""
+    columns = [*_PROTOCOL, "method", "budget", "seed", "macs_share"]
+    data, parts = [], []
+    for block in blocks:
+        growing = block.finished[[is_growing(method) for method in block.finished["method"]]]
+        growing = growing.sort_values(["method", "budget", "seed"])
+        rows = [_require(block, cell, cost_by_epoch(cell, histories)) for _, cell in growing.iterrows()]
+        data += rows
+        if rows:
+            note = (
+                f"Limits: MACs within {BUDGET_LIMIT} of the budget, {block.metric} of the last sampled "
+                f"network within {COMMITMENT_LIMIT} of the returned one's (validation split), cost never changing by "
+                f"more than {STEP_LIMIT} of the dense MACs from one epoch to the next."
+            )
+            parts.append(Part(block, note, pd.DataFrame([_requirement_text(row) for row in rows])))
+    frame = pd.DataFrame(data) if data else pd.DataFrame(columns=columns)
+    return Table("requirements", "Requirements on growing runs", frame, parts)
+
+
+def _protocol(block: Block) -> dict[str, Any]:
+    """The columns that say under which protocol a row was measured."""
+    return {name: getattr(block, name) for name in _PROTOCOL}
+
+
+def _method_budgets(block: Block) -> list[tuple[str, float]]:
+    """Every method and budget with a cell, the largest budget first."""
+    pairs = {
+        (str(method), float(budget))
+        for method, budget in zip(block.cells["method"], block.cells["budget"], strict=True)
+    }
+    return sorted(pairs, key=lambda pair: (-pair[1], block.methods.index(pair[0])))
+
+
+def _compare(block: Block, method: str, budget: float) -> dict[str, Any]:
+    """One row of the comparison, unrounded."""
+    all_cells = block.cells[(block.cells["method"] == method) & (block.cells["budget"] == budget)]
+    finished = block.of(method, budget)
+    test = estimate(_floats(finished["test_metric"]))
+    row: dict[str, Any] = {
+        **_protocol(block),
+        "budget": budget,
+        "method": method,
+        "cells": len(all_cells),
+        "finished": len(finished),
+        "failed": int((all_cells["status"] == "failed").sum()),
+        "diverged": int((all_cells["status"] == "diverged").sum()),
+        "test_metric": test.mean,
+        "test_metric_half_width": test.half_width,
+    }
+    for column in _MEANS:
+        row[column] = estimate(_floats(finished[column])).mean
+    row["val_metric_half_width"] = estimate(_floats(finished["val_metric"])).half_width
+    return row
+
+
+def _comparison_text(block: Block, row: dict[str, Any]) -> dict[str, str]:
+    """One row of the comparison for reading."""
+    scale = block.scale
+    return {
+        "budget": f"{row['budget']:g}",
+        "method": row["method"],
+        "seeds": _seeds(row),
+        f"test {block.metric_label}": _with_interval(row["test_metric"], row["test_metric_half_width"], scale),
+        f"val {block.metric_label}": _with_interval(row["val_metric"], row["val_metric_half_width"], scale),
+        "MACs share": _number(row["macs_share"], 3),
+        "MACs (M)": _number(row["macs"] / 1e6, 2),
+        "params (k)": _number(row["params"] / 1e3, 1),
+        "training MACs share": _number(row["train_macs_share"], 3),
+        "training (s)": _number(row["wall_s"], 1),
+        f"training time ({TIMES} dense)": _number(row["wall_share"], 2),
+        "latency, batch 1 (ms)": _number(row["latency_ms_batch1"], 2),
+        "latency, batch 64 (ms)": _number(row["latency_ms_batch64"], 1),
+        "peak memory (MiB)": _number(row["peak_memory_bytes"] / 2**20, 0),
+    }
+
+
+def _seeds(row: dict[str, Any]) -> str:
+    """``3``, or ``2 of 3, 1 failed`` where not every cell ended well."""
+    bad = [f"{row[status]} {status}" for status in ("failed", "diverged") if row[status]]
+    return ", ".join([f"{row['finished']} of {row['cells']}", *bad]) if bad else str(row["finished"])
+
+
+def _differences(block: Block, method: str, budget: float) -> list[float]:
+    """Test metric of the reference minus that of ``method``, for each seed that both finished."""
+    at_budget = block.of(method, budget)
+    other = block.of(method, 1.0) if at_budget.empty and set(block.of(method)["budget"]) == {1.0} else at_budget
+    mine = block.of(REFERENCE, budget).set_index("seed")["test_metric"]
+    difference = mine - other.set_index("seed")["test_metric"]
+    return [float(value) for value in difference.dropna()]
+
+
+def _pair(block: Block, method: str, budget: float, differences: list[float]) -> dict[str, Any]:
+    """One row of the paired differences, unrounded."""
+    result = estimate(differences)
+    return {
+        **_protocol(block),
+        "budget": budget,
+        "reference": REFERENCE,
+        "method": method,
+        "n": result.n,
+        "difference": result.mean,
+        "half_width": result.half_width,
+        "low": result.low,
+        "high": result.high,
+        "excludes_zero": result.excludes_zero,
+        "higher": sum(value > 0 for value in differences),
+    }
+
+
+def _paired_text(block: Block, row: dict[str, Any]) -> dict[str, str]:
+    """One row of the paired differences for reading."""
+    unit = "points" if block.in_percent else block.metric
+    known = not math.isnan(row["half_width"])
+    return {
+        "budget": f"{row['budget']:g}",
+        "difference": f"{row['reference']} {MINUS} {row['method']}",
+        "seeds": str(row["n"]),
+        f"test {block.metric} ({unit})": _with_interval(row["difference"], row["half_width"], block.scale, "+"),
+        "interval excludes zero": ("yes" if row["excludes_zero"] else "no") if known else NOTHING,
+        f"seeds where {row['reference']} is higher": f"{row['higher']} of {row['n']}",
+    }
+
+
+def _require(block: Block, cell: pd.Series[Any], costs: pd.Series[float]) -> dict[str, Any]:
+    """One row of the requirements, unrounded; a check without its figure is missing, neither passed nor failed."""
+    off_budget = abs(cell["macs_share"] - cell["budget"])
+    commitment = abs(cell["soft_val_metric"] - cell["val_metric"])
+    largest = float(costs.diff().abs().max())
+    return {
+        **_protocol(block),
+        "method": cell["method"],
+        "budget": cell["budget"],
+        "seed": int(cell["seed"]),
+        "macs_share": cell["macs_share"],
+        "off_budget": off_budget,
+        "meets_budget": _within(off_budget, BUDGET_LIMIT),
+        "soft_minus_hard": cell["soft_val_metric"] - cell["val_metric"],
+        "commits": _within(commitment, COMMITMENT_LIMIT),
+        "largest_step": largest,
+        "grows_gradually": _within(largest, STEP_LIMIT),
+        "train_macs_share": cell["train_macs_share"],
+    }
+
+
+def _requirement_text(row: dict[str, Any]) -> dict[str, str]:
+    """One row of the requirements for reading."""
+    return {
+        "method": row["method"],
+        "budget": f"{row['budget']:g}",
+        "seed": str(row["seed"]),
+        "MACs share": _number(row["macs_share"], 3),
+        f"off budget (≤ {BUDGET_LIMIT})": _judged(row["off_budget"], row["meets_budget"], 3),
+        f"sampled {MINUS} returned (≤ {COMMITMENT_LIMIT})": _judged(row["soft_minus_hard"], row["commits"], 4),
+        f"largest step (≤ {STEP_LIMIT})": _judged(row["largest_step"], row["grows_gradually"], 3),
+        "training MACs share": _number(row["train_macs_share"], 3),
+    }
+
+
+def _within(value: float, limit: float) -> bool | None:
+    """Whether a limit is kept, with room for rounding in the last bit; None for a missing value."""
+    return None if math.isnan(value) else bool(value <= limit * (1 + 1e-9))
+
+
+def _judged(value: float, kept: bool | None, digits: int) -> str:
+    """A figure with its verdict, e.g. ``0.004 pass``."""
+    return NOTHING if kept is None else f"{_number(value, digits)} {'pass' if kept else 'FAIL'}"
+
+
+def _with_interval(mean: float, half_width: float, scale: float, sign: str = "") -> str:
+    """``61.20 ± 1.30``; the interval is a dash where there is none."""
+    if math.isnan(mean):
+        return NOTHING
+    return f"{mean * scale:{sign}z.2f} ± {_number(half_width * scale, 2)}"
+
+
+def _number(value: float, digits: int) -> str:
+    """A rounded number, or a dash for a missing one."""
+    return NOTHING if math.isnan(value) else f"{value:z,.{digits}f}"
+
+
+def _floats(column: pd.Series[Any]) -> Iterable[float]:
+    """A column as plain floats, NaN where a value is missing."""
+    return column.astype("Float64").to_numpy(dtype="float64", na_value=math.nan)
