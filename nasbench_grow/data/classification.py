@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from nasbench_grow.contract import Split, Splits, Task
 from nasbench_grow.data.images import Augmentation, ImageSplit, ImageTrainSplit, Normalisation

@@ -26,5 +26,5 @@ class RawImages:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.tensors().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.cpu().numpy())
+            digest.update(tensor.cpu().numpy().data)
         return digest.hexdigest()

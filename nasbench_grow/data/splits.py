@@ -33,7 +33,7 @@ def balanced_order(labels: Tensor, seed: int = SPLIT_SEED) -> Tensor:
 
 
 def balanced_subset(labels: Tensor, count: int, seed: int = SPLIT_SEED) -> Tensor:
-    """Ascending indices of ``count`` samples, as class-balanced as the data allow; all of them if ``count`` is larger."""
+    """Ascending indices of ``count`` samples (at most all), as class-balanced as the data allow."""
     return balanced_order(labels, seed)[:count].sort().values
 
 
