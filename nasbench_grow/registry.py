@@ -56,7 +56,7 @@ def tasks() -> dict[str, type[Task]]:
 @cache
 def backbones() -> dict[str, str]:
     """The suite's own backbones: name to one-line summary. Every other timm name works too."""
-    from nasbench_grow.backbones import SUMMARIES
+    from nasbench_grow.backbones import SUMMARIES  # imports timm, which takes seconds
 
     return dict(sorted(SUMMARIES.items()))
 
@@ -95,31 +95,16 @@ def profile(name: str) -> Profile:
     return _lookup("profile", name, profiles())
 
 
-def check_backbone(name: str) -> None:
-    """Raise UserError, with the nearest known name, unless timm can create ``name``."""
-    if name in backbones():
-        return  # spares the import of timm, which takes seconds
-    import timm
-
-    if not timm.is_model(name):
-        near = unknown("backbone", name, {*timm.list_models(), *backbones()})
-        nearest = str(near).split(" (known:")[0]
-        raise UserError(f"{nearest} (known: {', '.join(backbones())}, and every name of timm.list_models())")
-
-
 def build_backbone(name: str, task: Task) -> nn.Module:
     """A fresh dense network on the CPU, with the input channels and classes of ``task`` and random weights.
 
     Raises:
-        UserError: timm does not know ``name``, or cannot build it for this task.
+        UserError: timm does not know ``name`` (the line gives the nearest name), or cannot build it for this task.
     """
-    check_backbone(name)
-    import timm
-
-    import nasbench_grow.backbones  # noqa: F401  (registers the suite's own backbones with timm)
+    from nasbench_grow.backbones import create  # imports timm, which takes seconds
 
     try:
-        return timm.create_model(name, num_classes=task.num_classes, in_chans=task.input_shape[0])
+        return create(name, task.num_classes, task.input_shape[0])
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(

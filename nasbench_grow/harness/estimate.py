@@ -12,7 +12,8 @@ import torch
 from nasbench_grow import registry
 from nasbench_grow.cost import count_macs
 from nasbench_grow.harness.cell import Cell
-from nasbench_grow.harness.store import Record
+from nasbench_grow.harness.progress import duration
+from nasbench_grow.harness.store import Record, Store
 
 SECONDS_PER_MAC = 2e-11
 """Used where the results folder holds no finished cell of the set-up: 50 G multiply-accumulates a second, about what
@@ -51,6 +52,34 @@ def estimate(cells: Sequence[Cell], records: Sequence[Record]) -> list[Estimate]
         macs = 3 * _dense_macs(cell.backbone, cell.task) * samples * share
         estimates.append(Estimate(macs, macs * seconds_per_mac))
     return estimates
+
+
+def plan(cells: Sequence[Cell], store: Store) -> str:
+    """A table of the cells, which of them are finished, and what the others will cost."""
+    records = {cell: store.record(cell.run_key()) for cell in cells}
+    todo = [cell for cell in cells if not _is_ok(records[cell])]
+    costs = dict(zip(todo, estimate(todo, store.records()), strict=True))
+    width = max(len(str(cell)) for cell in cells)
+    lines = []
+    for cell in cells:
+        record = records[cell]
+        if cell not in costs:
+            lines.append(f"{cell!s:<{width}}  done")
+        else:
+            state = "to do" if record is None else f"to do again ({record['status']})"
+            cost = costs[cell]
+            lines.append(f"{cell!s:<{width}}  {state}: {cost.train_macs:.2e} MACs, about {duration(cost.seconds)}")
+    macs = sum(cost.train_macs for cost in costs.values())
+    seconds = sum(cost.seconds for cost in costs.values())
+    lines.append(
+        f"{len(cells)} cells, {len(cells) - len(todo)} done, {len(todo)} to do: "
+        f"{macs:.2e} training MACs, about {duration(seconds)}"
+    )
+    return "\n".join(lines)
+
+
+def _is_ok(record: Record | None) -> bool:
+    return record is not None and record["status"] == "ok"
 
 
 def _median(records: Sequence[Record], value: Callable[[Record], float], otherwise: float) -> float:

@@ -48,13 +48,12 @@ class CellsBar:
     def __exit__(self, *exception: object) -> None:
         self._bar.close()
 
-    def ended(self, cell: Cell, record: Record, *, here: bool = True) -> None:
-        """A cell has ended, run by this process (``here``) or by another one."""
+    def ended(self, cell: Cell, record: Record) -> None:
+        """A cell has ended, run by this process or by another one."""
         self._done += 1
         self._bar.update()
         left = (time.monotonic() - self._began) / self._done * (self._total - self._done)
-        where = "" if here else ", run by another process"
-        self.say(f"[{self._done}/{self._total}] {cell}: {describe(record)}{where}; {duration(left)} left")
+        self.say(f"[{self._done}/{self._total}] {cell}: {describe(record)}; {duration(left)} left")
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""

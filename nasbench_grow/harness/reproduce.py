@@ -5,6 +5,7 @@ Several processes may work on one folder: each cell is run by one of them.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Iterable
 from itertools import product
@@ -16,6 +17,8 @@ from nasbench_grow.harness.profiles import Grid, Profile
 from nasbench_grow.harness.progress import CellsBar, epoch_bar
 from nasbench_grow.harness.runner import record_failure, run_cell
 from nasbench_grow.harness.store import Record, Store, StoreError
+
+_log = logging.getLogger(__name__)
 
 
 def cells_of(
@@ -55,7 +58,7 @@ def reproduce(cells: Iterable[Cell], store: Store, *, profile: str | None = None
     awaited at the end. Progress goes to stderr.
 
     Raises:
-        StoreError: the results folder cannot be written: nothing more can be done.
+        StoreError: the results folder cannot be used: nothing more can be done.
     """
     cells = list(cells)
     before = {cell: store.record(cell.run_key()) for cell in cells}
@@ -65,31 +68,60 @@ def reproduce(cells: Iterable[Cell], store: Store, *, profile: str | None = None
         for wait in (False, True):
             busy = []
             for cell in todo:
-                with store.lock(cell.run_key(), wait=wait) as held:
-                    if not held:
-                        busy.append(cell)
-                        continue
-                    record = store.record(cell.run_key())
-                    here = record is None or record == before[cell]
-                    if record is None or here:
-                        record = _run(cell, store, profile)
-                outcome[record["status"]] += 1
-                bar.ended(cell, record, here=here)
+                record = _settle(cell, store, before[cell], wait=wait, profile=profile, record_user_errors=True)
+                if record is None:
+                    busy.append(cell)
+                else:
+                    outcome[record["status"]] += 1
+                    bar.ended(cell, record)
             if busy:
                 bar.say(f"waiting for {len(busy)} cells that another process is running")
             todo = busy
     return outcome
 
 
-def _run(cell: Cell, store: Store, profile: str | None) -> Record:
-    """Run a cell that this process holds; bad input becomes a record too."""
-    try:
-        with epoch_bar(cell) as progress:
-            return run_cell(cell, store, profile=profile, progress=progress)
-    except StoreError:
-        raise
-    except UserError as error:
-        return record_failure(cell, store, error, profile=profile)
+def run_one(cell: Cell, store: Store) -> Record:
+    """The record of one cell: the finished one, or that of running it now.
+
+    Raises:
+        UserError: the cell asks for something that cannot be had, or the results folder cannot be used.
+    """
+    before = store.record(cell.run_key())
+    if before is not None and _is_ok(before):
+        return before
+    record = _settle(cell, store, before, wait=False)
+    if record is None:
+        _log.warning("another process is running %s: waiting for it", cell)
+        record = _settle(cell, store, before, wait=True)
+    assert record is not None, "a cell that was waited for is not busy"
+    return record
+
+
+def _settle(
+    cell: Cell,
+    store: Store,
+    before: Record | None,
+    *,
+    wait: bool,
+    profile: str | None = None,
+    record_user_errors: bool = False,
+) -> Record | None:
+    """Run a cell unless its record has changed since ``before``, when another process has run it; None if it is busy."""
+    with store.lock(cell.run_key(), wait=wait) as held:
+        if not held:
+            return None
+        record = store.record(cell.run_key())
+        if record is not None and record != before:
+            return record
+        try:
+            with epoch_bar(cell) as progress:
+                return run_cell(cell, store, profile=profile, progress=progress)
+        except StoreError:
+            raise
+        except UserError as error:
+            if not record_user_errors:
+                raise
+            return record_failure(cell, store, error, profile=profile)
 
 
 def _is_ok(record: Record | None) -> bool:

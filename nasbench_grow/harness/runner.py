@@ -86,7 +86,7 @@ class _Run:
         self.peak_memory_bytes = 0
         self.method: Method | None = None
         self.dense_params: int | None = None
-        self.dense_macs: int | None = None
+        self.dense_macs: int = 0
         self.dense_train_macs: int | None = None
         self._total_before = 0.0
         self._began = time.perf_counter()
@@ -94,6 +94,8 @@ class _Run:
     def prepare(self) -> None:
         """Load the data, build the method, take up the checkpoint if there is one."""
         _seed(self.cell.seed)
+        example = self.setup.place(self.task.example())
+        self._measure_dense(example)  # before the data are fetched, because the backbone's name may be wrong
         self.splits = self.task.load(torch.device(self.setup.device), self.cell.train_samples)
         batch_size = self.task.recipe.batch_size
         self.job = Job(
@@ -102,19 +104,14 @@ class _Run:
             epochs=self.cell.epochs,
             steps_per_epoch=self.splits.train.steps_per_epoch(batch_size),
             granularity=self.setup.granularity,
-            example=self.setup.place(self.task.example()),
+            example=example,
             recipe=self.task.recipe,
             loss=self.task.loss,
             build=self._build,
             meter=self.meter,
         )
-        dense = self.job.build()
-        _check_forward(dense, self.job.example, self.cell)
-        self.dense_macs = count_macs(dense, self.job.example)
-        self.dense_params = _parameters(dense)
         drawn = self.job.total_steps * min(batch_size, len(self.splits.train))
         self.dense_train_macs = 3 * self.dense_macs * drawn
-        del dense
         self.memory = measure.PeakMemory()
         _seed(self.cell.seed)
         self.method = registry.method(self.cell.method)(self.job)
@@ -169,7 +166,7 @@ class _Run:
             "error": error,
             "metric": self.task.metric,
             "dense_params": self.dense_params,
-            "dense_macs": self.dense_macs,
+            "dense_macs": self.dense_macs or None,
             "dense_train_macs": self.dense_train_macs,
             "train_macs": self.meter.total,
             "wall_s": self.wall_s,
@@ -181,6 +178,12 @@ class _Run:
             "started_at": self.started_at,
         }
         return {field: known.get(field) for field in RECORD_FIELDS}
+
+    def _measure_dense(self, example: torch.Tensor) -> None:
+        network = self._build()
+        _check_forward(network, example, self.cell)
+        self.dense_macs = count_macs(network, example)
+        self.dense_params = _parameters(network)
 
     def _build(self) -> nn.Module:
         with torch.random.fork_rng():

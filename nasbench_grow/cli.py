@@ -1,0 +1,222 @@
+"""The command line, ``nasbench-grow``: see ``nasbench-grow --help``.
+
+PyTorch is imported inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from nasbench_grow.errors import UserError
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+_KINDS = ("methods", "tasks", "backbones", "setups", "profiles")
+
+_DESCRIPTION = "Grow efficient networks while they train, and compare with pruning baselines on equal terms."
+
+_EPILOG = """\
+examples:
+  nasbench-grow list methods
+  nasbench-grow reproduce --profile smoke
+  nasbench-grow run --method grow --task digits --backbone cifar_resnet20 --budget 0.5 --seed 0 --epochs 5
+  nasbench-grow report
+
+exit codes: 0 all went well, 1 a cell failed or diverged, 2 bad input, 130 interrupted"""
+
+_RUN_EPILOG = """\
+A cell that is finished is not run again: its record is printed. An interrupted one goes on after its last epoch,
+to the same result. A failed or diverged one starts again from the beginning.
+
+examples:
+  nasbench-grow run --method dense --task digits --backbone cifar_resnet20 --budget 1 --seed 0 --epochs 5
+  nasbench-grow run --method grow --task cifar10 --backbone resnet18 --budget 0.25 --seed 1 --epochs 20 --json"""
+
+_REPRODUCE_EPILOG = """\
+Finished cells are skipped, interrupted ones go on after their last epoch, failed and diverged ones start again.
+A cell that fails is recorded with its error and the others go on. Several processes may share one folder.
+
+examples:
+  nasbench-grow reproduce --dry-run
+  nasbench-grow reproduce --profile laptop --methods grow,uniform --results results"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers bad arguments in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"nasbench-grow: error: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parser().parse_args(words)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return int(arguments.command(arguments))
+    except UserError as error:
+        print(f"nasbench-grow: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        command = shlex.join(["nasbench-grow", *words])
+        print(f"\nnasbench-grow: interrupted; go on from the last finished epoch with: {command}", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="nasbench-grow",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    listing = _command(commands, "list", _list, "show what can be named in the other commands")
+    listing.add_argument("kind", choices=_KINDS)
+    listing.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
+
+    run = _command(commands, "run", _run, "run one cell: a method on a task and a backbone", _RUN_EPILOG)
+    run.add_argument("--method", required=True, help="see nasbench-grow list methods")
+    run.add_argument("--task", required=True, help="see nasbench-grow list tasks")
+    run.add_argument("--backbone", required=True, help="see nasbench-grow list backbones; any timm name works")
+    run.add_argument(
+        "--budget", required=True, type=float, help="inference MACs to end with, as a share of the dense network's"
+    )
+    run.add_argument("--seed", required=True, type=int, help="decides everything random: a whole number from 0")
+    run.add_argument("--epochs", type=int, metavar="E", help="passes over the training data (default: 160)")
+    run.add_argument("--train-samples", type=int, metavar="N", help="train on a fixed choice of N samples")
+    run.add_argument("--setup", help="device and memory layout, see nasbench-grow list setups (default: cpu)")
+    _results(run)
+    run.add_argument("--json", action="store_true", help="print the record as the last line of stdout")
+
+    many = _command(commands, "reproduce", _reproduce, "run every unfinished cell of a profile", _REPRODUCE_EPILOG)
+    many.add_argument("--profile", default="laptop", help="see nasbench-grow list profiles (default: laptop)")
+    many.add_argument("--methods", type=_names, metavar="A,B", help="only these methods of the profile")
+    many.add_argument("--tasks", type=_names, metavar="A,B", help="only these tasks of the profile")
+    _results(many)
+    many.add_argument("--dry-run", action="store_true", help="list the cells and what they will cost, run nothing")
+
+    report = _command(commands, "report", _report, "write tables and figures from the records of a results folder")
+    _results(report)
+
+    data = _command(commands, "data", None, "handle data sets")
+    data_commands = data.add_subparsers(metavar="COMMAND", required=True)
+    fetch = _command(data_commands, "fetch", _fetch, "find or download a task's data and check them")
+    fetch.add_argument("task", metavar="NAME", help="see nasbench-grow list tasks")
+    return parser
+
+
+def _command(commands: Any, name: str, function: Any, summary: str, epilog: str | None = None) -> _Parser:
+    parser: _Parser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _results(parser: _Parser) -> None:
+    parser.add_argument("--results", default="results", metavar="DIR", help="results folder (default: results)")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from nasbench_grow.listing import listing
+
+    rows = listing(arguments.kind)
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        width = max((len(row["name"]) for row in rows), default=0)
+        for row in rows:
+            print(f"{row['name']:<{width}}  {row['summary']}")
+    return OK
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from nasbench_grow.harness.cell import make_cell
+    from nasbench_grow.harness.progress import describe
+    from nasbench_grow.harness.reproduce import run_one
+    from nasbench_grow.harness.store import Store
+
+    given = {name: getattr(arguments, name) for name in ("epochs", "setup") if getattr(arguments, name) is not None}
+    cell = make_cell(
+        method=arguments.method,
+        task=arguments.task,
+        backbone=arguments.backbone,
+        budget=arguments.budget,
+        seed=arguments.seed,
+        train_samples=arguments.train_samples,
+        **given,
+    )
+    if cell.budget != arguments.budget:
+        print(f"{cell.method} ignores the budget: run at budget 1", file=sys.stderr)
+    record = run_one(cell, Store(arguments.results))
+    if arguments.json:
+        print(json.dumps(record))
+    else:
+        print(f"{cell}: {describe(record)}")
+        print(f"record: {os.path.join(arguments.results, 'records', record['run_key'])}.json")
+    return OK if record["status"] == "ok" else FAILED
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from nasbench_grow import registry
+    from nasbench_grow.harness.reproduce import cells_of, reproduce
+    from nasbench_grow.harness.store import Store
+
+    profile = registry.profile(arguments.profile)
+    cells = cells_of(profile, arguments.methods, arguments.tasks)
+    if arguments.dry_run:
+        from nasbench_grow.harness.estimate import plan
+
+        print(plan(cells, Store(arguments.results, repair=False)))
+        return OK
+    outcome = reproduce(cells, Store(arguments.results), profile=profile.name)
+    counts = ", ".join(f"{count} {status}" for status, count in outcome.items() if count)
+    print(f"{len(cells)} cells in {arguments.results}: {counts}")
+    return OK if outcome["ok"] == len(cells) else FAILED
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from nasbench_grow import report
+
+    report.write(arguments.results)
+    return OK
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from nasbench_grow import registry
+    from nasbench_grow.data.classification import ImageClassification
+
+    task = registry.task(arguments.task)()
+    if not isinstance(task, ImageClassification):
+        raise UserError(f"task {task.name!r} has no data to fetch: it makes them itself")
+    where = task.fetch()
+    print(f"{arguments.task}: {'comes with an installed package' if where is None else where}")
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
