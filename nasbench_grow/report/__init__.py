@@ -47,7 +47,7 @@ def write(folder: str | Path = "results") -> list[Path]:
                 shown[block.name].append((f"{stem}.png", drawing.caption))
                 for kind in ("png", "pdf"):
                     files[folder / f"{stem}.{kind}"] = _rendered(drawing.figure, kind)
-    page = documents.page(str(folder), found, every_table, shown)
+    page = documents.page(folder.resolve().name, found, every_table, shown)
     files = {folder / "README.md": page.encode()} | files
     for path, content in files.items():
         _write_whole(path, content)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
 
 import pandas as pd
 
@@ -71,9 +73,9 @@ def page(folder: str, blocks: list[Block], tables: list[Table], figures: Mapping
     """The page that a stranger opens first: every table and figure with its caption.
 
     Args:
-        folder: the results folder, as the user named it.
+        folder: the results folder's name.
         blocks: the protocols found.
-        tables: the tables, shown for each protocol.
+        tables: the tables; the first stands before the figures, the others after them.
         figures: for each block's name, the figures' paths relative to the folder, with captions.
     """
     cells = pd.concat([block.cells for block in blocks])
@@ -87,12 +89,14 @@ def page(folder: str, blocks: list[Block], tables: list[Table], figures: Mapping
     ]
     for block in blocks:
         sections += [f"## {block.title}", block.caption]
-        for table in tables:
-            for part in table.parts:
-                if part.block is block:
-                    sections += [f"### {table.title}", markdown_rows(part), part.note]
-        for path, caption in figures[block.name]:
-            sections.append(f"![{caption}]({path})\n\n*{caption}*")
+        of_tables = [
+            [f"### {table.title}", markdown_rows(part), part.note]
+            for table in tables
+            for part in table.parts
+            if part.block is block
+        ]
+        of_figures = [f"![{Path(path).stem}]({path})\n\n*{caption}*" for path, caption in figures[block.name]]
+        sections += [*of_tables[0], *of_figures, *chain.from_iterable(of_tables[1:])]
     sections += [*_unfinished(cells), _HOW_TO_READ.format(folder=folder)]
     return "\n\n".join(section for section in sections if section) + "\n"
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from nasbench_grow.report.protocol import Block, cost_by_epoch, is_growing
-from nasbench_grow.report.statistics import estimate
+from nasbench_grow.report.statistics import Estimate, estimate
 from nasbench_grow.report.style import appearance, label_ends
 
 Widths = Callable[[list[str]], pd.DataFrame]
@@ -47,6 +47,8 @@ _COSTS = (
     ("wall_s", "training time (s)", "training-time"),
 )
 
+_SIDEWAYS_POINTS = 4.0
+
 
 def trade_off(block: Block, column: str, label: str, name: str) -> Drawing | None:
     """Test metric against one cost: seeds faint, means with their interval, a line through a method's budgets."""
@@ -57,33 +59,34 @@ def trade_off(block: Block, column: str, label: str, name: str) -> Drawing | Non
     axes = figure.subplots()
     looks = appearance(block.methods)
     methods = [method for method in block.methods if (cells["method"] == method).any()]
-    for turn, method in enumerate(methods):
+    spans: list[float] = []
+    # Methods of one budget share their inference MACs: a few points sideways keep their intervals apart.
+    crowd = [method for method in methods if set(block.of(method)["budget"]) != {1.0}]
+    for method in methods:
         colour, marker = looks[method]
-        # Methods of one budget share an x: a few points sideways keep their intervals apart.
-        sideways = ScaledTranslation((turn - (len(methods) - 1) / 2) * 4 / 72, 0, figure.dpi_scale_trans)
-        move = axes.transData + sideways if column == "macs_share" else axes.transData
+        turn = crowd.index(method) - (len(crowd) - 1) / 2 if column == "macs_share" and method in crowd else 0.0
+        move = axes.transData + ScaledTranslation(turn * _SIDEWAYS_POINTS / 72, 0, figure.dpi_scale_trans)
         own = cells[cells["method"] == method]
         x, y = own[column].astype(float), own["test_metric"] * block.scale
-        axes.plot(x, y, marker, color=colour, alpha=0.3, markersize=4, markeredgewidth=0, transform=move)
-        means = [
-            (float(at[column].astype(float).mean()), estimate(at["test_metric"] * block.scale))
-            for _, at in own.groupby("budget")
-        ]
+        axes.plot(x, y, marker, color=colour, alpha=0.45, markersize=5, markeredgewidth=0, transform=move)
+        at, means = _means(own, column, block.scale)
+        spans += [end for one in means for end in (one.low, one.high) if not math.isnan(end)]
         axes.errorbar(
-            [at for at, _ in means],
-            [one.mean for _, one in means],
-            yerr=[0.0 if math.isnan(one.half_width) else one.half_width for _, one in means],
+            at,
+            [one.mean for one in means],
+            yerr=[0.0 if math.isnan(one.half_width) else one.half_width for one in means],
             color=colour,
             marker=marker,
-            markersize=6,
+            markersize=7,
+            markeredgecolor="white",
             linewidth=1.2,
             elinewidth=1,
             capsize=3,
             label=method,
             transform=move,
         )
-    _limit_to_points(axes, cells["test_metric"] * block.scale)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.08 * float(cells[column].max()))
+    axes.set_ylim(_limits(cells["test_metric"] * block.scale, spans))
     axes.set_xlabel(label)
     axes.set_ylabel(f"test {block.metric_label}")
     figure.legend(loc="outside right upper")
@@ -92,7 +95,7 @@ def trade_off(block: Block, column: str, label: str, name: str) -> Drawing | Non
         "interval (cut where it leaves the axes)."
     )
     if column == "macs_share":
-        caption += " Methods are moved apart sideways by a few points."
+        caption += " Methods of one budget are moved apart sideways by a few points."
     return Drawing(f"test-vs-{name}", caption, figure)
 
 
@@ -158,11 +161,12 @@ def schedule(block: Block, histories: pd.DataFrame) -> Drawing | None:
                 f"budget {budget:g}",
                 xy=(1.0, budget),
                 xycoords=("axes fraction", "data"),
-                xytext=(-2, 2),
+                xytext=(3, 0),
                 textcoords="offset points",
-                ha="right",
+                va="center",
                 color="#666666",
                 fontsize=8,
+                annotation_clip=False,
             )
         for _, cell in block.of(method).iterrows():
             cost = cost_by_epoch(cell, histories)
@@ -219,7 +223,10 @@ def growth(block: Block, method: str, widths: Widths) -> Drawing | None:
         _whole_epochs(axes, run)
         axes.set_yticks(range(len(layers)), layers, fontsize=6.5)
     figure.colorbar(image, ax=list(panels), label="width (share of full)", shrink=0.8)
-    caption = f"Growth under {method}: output channels of every layer, from the input down; grey where a layer does not exist."
+    caption = (
+        f"Growth under {method}: output channels of every layer as a share of the dense network's, from the input "
+        "down; grey where a layer is not there."
+    )
     return Drawing(f"growth-{method}", caption, figure)
 
 
@@ -250,11 +257,20 @@ def _runs(block: Block, budget: float) -> dict[str, list[str]]:
     return runs
 
 
-def _limit_to_points(axes: Axes, values: pd.Series[float]) -> None:
-    """Fit the y axis to the seeds: an interval from two seeds would squeeze them to a line."""
-    low, high = float(values.min()), float(values.max())
-    room = 0.5 * (high - low) or 0.05 * abs(high) or 1.0
-    axes.set_ylim(low - room, high + room)
+def _means(cells: pd.DataFrame, column: str, scale: float) -> tuple[list[float], list[Estimate]]:
+    """For each budget, the mean of a cost and the estimate of the test metric."""
+    groups = [group for _, group in cells.groupby("budget")]
+    costs = [float(group[column].astype(float).mean()) for group in groups]
+    return costs, [estimate(group["test_metric"] * scale) for group in groups]
+
+
+def _limits(points: pd.Series[float], spans: list[float]) -> tuple[float, float]:
+    """Limits of the y axis: all points, and of the intervals what does not squeeze them (two seeds give huge ones)."""
+    low, high = float(points.min()), float(points.max())
+    spread = (high - low) or 0.05 * abs(high) or 1.0
+    bottom = min(low - 0.1 * spread, max(low - 0.5 * spread, min(spans, default=low) - 0.05 * spread))
+    top = max(high + 0.1 * spread, min(high + 0.5 * spread, max(spans, default=high) + 0.05 * spread))
+    return bottom, top
 
 
 def _whole_epochs(axes: Axes, histories: pd.DataFrame) -> None:

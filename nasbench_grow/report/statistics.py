@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from scipy import stats
+from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 
@@ -48,5 +48,5 @@ def estimate(values: Iterable[float]) -> Estimate:
     if n == 1:
         return Estimate(1, mean, math.nan)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (n - 1))
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
+    quantile = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
     return Estimate(n, mean, quantile * deviation / math.sqrt(n))

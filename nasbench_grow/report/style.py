@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from matplotlib.axes import Axes
 
@@ -19,7 +20,7 @@ _MARKERS = {"dense": "s", "uniform": "^", "random": "v", "l1": "D", "grow": "o",
 _OTHER_COLOURS = ("#56B4E9", "#8C6D31", "#7B4FA3", "#6E6E6E")
 _OTHER_MARKERS = ("X", "<", ">", "*", "p", "h", "d")
 
-RC = {
+RC: dict[Any, Any] = {
     "font.size": 9.0,
     "axes.titlesize": 10.0,
     "axes.labelsize": 9.0,
@@ -56,13 +57,17 @@ def label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
     height_in_points = axes.get_window_extent().height * 72 / axes.figure.dpi
     gap = _LABEL_POINTS / height_in_points * (high - low)
     placed = sorted(ends, key=lambda end: end[1])
+    if not placed:
+        return
     heights = [end[1] for end in placed]
-    # Neighbours that overlap push each other apart, half the overlap each, until none does.
+    # Neighbours that overlap push each other apart, half the overlap each, inside the axes.
     for _ in range(100):
         for index in range(len(heights) - 1):
             overlap = max(0.0, gap - (heights[index + 1] - heights[index]))
             heights[index] -= overlap / 2
             heights[index + 1] += overlap / 2
+        heights[0] = max(heights[0], low)
+        heights[-1] = min(heights[-1], high)
     for (x, y, text, colour), at in zip(placed, heights, strict=True):
         axes.annotate(
             text,
