@@ -1,0 +1,82 @@
+"""The NNI sweeps, run for real: nnictl, its server, our tuner, a trial, and the results that both sides keep."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nasbench_grow import results
+
+SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
+TIMEOUT_S = 150
+
+
+def run_experiment(config: Mapping[str, Any], folder: Path) -> Path:
+    """Run an experiment to its end and return the folder of what NNI kept of it; nothing outlives the call."""
+    for attempt in range(3):
+        kept = folder / f"nni-{attempt}"
+        file = folder / "experiment.yml"
+        file.write_text(yaml.safe_dump({**config, "experimentWorkingDirectory": str(kept)}))
+        printed = nnictl_create(file, home=folder)
+        if "to: DONE" in printed:
+            return kept / os.readlink(kept / "_latest")
+        # NNI imports pandas and SciPy in a tuner that must answer within ten seconds: too long on a busy machine.
+        if "Tuner did not connect in 10 seconds" not in printed:
+            break
+    pytest.fail(f"the experiment did not end well:\n{printed}")
+
+
+def nnictl_create(file: Path, home: Path) -> str:
+    """What ``nnictl create --foreground`` printed until the experiment was over, or TIMEOUT_S had passed."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    bin_folder = Path(sys.executable).parent
+    process = subprocess.Popen(
+        [bin_folder / "nnictl", "create", "--config", file, "--port", str(port), "--foreground"],
+        env={**os.environ, "HOME": str(home), "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        return process.communicate(timeout=TIMEOUT_S)[0]
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # on Ctrl-C nnictl stops its server and the trials
+        return process.communicate(timeout=30)[0]
+
+
+def stored(experiment: Path, query: str) -> list[tuple[Any, ...]]:
+    """What NNI's own database answers."""
+    with sqlite3.connect(experiment / "db" / "nni.sqlite") as connection:
+        return connection.execute(query).fetchall()
+
+
+def test_reproduce_sweep_runs_the_unfinished_cells_and_ends(tmp_path: Path) -> None:
+    config = yaml.safe_load((SWEEPS / "reproduce.yml").read_text())
+    config["trialCodeDirectory"] = str(SWEEPS.parent)
+    config["tuner"]["codeDirectory"] = str(SWEEPS)
+    folder = tmp_path / "results"
+    config["tuner"]["classArgs"] = {"profile": "smoke", "results": str(folder), "methods": ["dense"]}
+
+    experiment = run_experiment(config, tmp_path)
+
+    frame = results.load(folder)
+    assert list(zip(frame["method"], frame["status"], frame["profile"], strict=True)) == [("dense", "ok", "smoke")]
+    (final,) = stored(experiment, "select data from MetricData where type = 'FINAL'")
+    metric = json.loads(json.loads(final[0]))
+    assert metric["default"] == pytest.approx(frame["val_metric"][0])
+    assert metric["test"] == pytest.approx(frame["test_metric"][0])
+    assert stored(experiment, "select count(*) from MetricData where type = 'PERIODICAL'") == [(frame["epochs"][0],)]
+    assert stored(experiment, "select count(*) from TrialJobEvent where event = 'SUCCEEDED'") == [(1,)]
