@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from dataclasses import asdict, dataclass
 
 from nasbench_grow import registry
@@ -48,14 +47,6 @@ class Cell:
         }
         canonical = json.dumps(determining, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-    def command(self, results: str) -> str:
-        """The command line that runs this cell."""
-        words = ["nasbench-grow", "run", "--method", self.method, "--task", self.task, "--backbone", self.backbone]
-        words += ["--budget", f"{self.budget!r}", "--seed", f"{self.seed}", "--epochs", f"{self.epochs}"]
-        if self.train_samples is not None:
-            words += ["--train-samples", f"{self.train_samples}"]
-        return shlex.join([*words, "--setup", self.setup, "--results", results])
 
 
 def make_cell(

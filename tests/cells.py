@@ -1,0 +1,67 @@
+"""A small cell that trains in a second or two, and methods that misbehave in known ways, for the harness tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from baselines.dense import Dense
+from nasbench_grow import registry
+from nasbench_grow.contract import Batch, Job, Method
+from nasbench_grow.errors import UserError
+from nasbench_grow.harness.cell import Cell, make_cell
+from nasbench_grow.harness.store import RECORD_FIELDS, Record
+
+
+class Noisy(Dense):
+    """Draws from PyTorch's global generator while it trains, as dropout does."""
+
+    name = "noisy"
+
+    def train_epoch(self, batches: Iterable[Batch]) -> float:
+        return super().train_epoch((inputs + 0.1 * torch.randn_like(inputs), targets) for inputs, targets in batches)
+
+
+class Diverging(Dense):
+    name = "diverging"
+
+    def train_epoch(self, batches: Iterable[Batch]) -> float:
+        return super().train_epoch(batches) if self.step == 0 else float("nan")
+
+
+class Failing(Dense):
+    name = "failing"
+
+    def train_epoch(self, batches: Iterable[Batch]) -> float:
+        raise ValueError("first line\nsecond line")
+
+
+class Refusing(Dense):
+    name = "refusing"
+    uses_budget = True
+
+    def __init__(self, job: Job) -> None:
+        raise UserError(f"budget {job.budget} is too small")
+
+
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Dense, Noisy, Diverging, Failing, Refusing)}
+
+
+def use_methods(monkeypatch: Any) -> None:
+    """Make the methods of this file the only registered ones."""
+    monkeypatch.setattr(registry, "methods", lambda: METHODS)
+
+
+def small_cell(**changes: Any) -> Cell:
+    """Two epochs of two steps on digits."""
+    cell = {"method": "dense", "task": "digits", "backbone": "cifar_resnet20", "budget": 1.0, "seed": 0}
+    return make_cell(**{**cell, "epochs": 2, "train_samples": 64, **changes})
+
+
+def finished_record(cell: Cell, **changes: Any) -> Record:
+    """A record as a finished run would have left it."""
+    counts = {"macs": 50, "dense_macs": 100, "train_macs": 600, "dense_train_macs": 1000, "total_s": 3.0, "wall_s": 2.0}
+    known = {**vars(cell), **counts, "run_key": cell.run_key(), "status": "ok", "metric": "accuracy"}
+    return {field: {**known, "test_metric": 0.5, **changes}.get(field) for field in RECORD_FIELDS}

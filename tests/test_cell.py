@@ -1,0 +1,81 @@
+import dataclasses
+import re
+
+import pytest
+from cells import small_cell
+
+from nasbench_grow import registry
+from nasbench_grow.contract import Recipe
+from nasbench_grow.errors import UserError
+from nasbench_grow.harness import cell as cell_module
+from nasbench_grow.harness.cell import Cell
+from nasbench_grow.tasks.digits import Digits
+
+CELL = Cell("dense", "digits", "cifar_resnet20", 0.5, seed=0, epochs=2, train_samples=64)
+
+
+def test_the_run_key_is_the_same_for_equal_cells():
+    assert re.fullmatch("[0-9a-f]{16}", CELL.run_key())
+    assert dataclasses.replace(CELL).run_key() == CELL.run_key()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": "grow"},
+        {"task": "cifar10"},
+        {"backbone": "resnet18"},
+        {"setup": "cpu-channels-last"},
+        {"budget": 0.25},
+        {"seed": 1},
+        {"epochs": 3},
+        {"train_samples": None},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_whatever_determines_the_result_changes_the_run_key(change):
+    assert dataclasses.replace(CELL, **change).run_key() != CELL.run_key()
+
+
+def test_the_recipe_the_setup_and_the_protocol_are_part_of_the_run_key(monkeypatch):
+    keys = {CELL.run_key()}
+    monkeypatch.setattr(Digits, "recipe", Recipe(batch_size=7))
+    keys.add(CELL.run_key())
+    monkeypatch.setitem(registry.setups(), "cpu", dataclasses.replace(registry.setups()["cpu"], granularity=4))
+    keys.add(CELL.run_key())
+    monkeypatch.setattr(cell_module, "PROTOCOL", cell_module.PROTOCOL + 1)
+    keys.add(CELL.run_key())
+    assert len(keys) == 4
+
+
+def test_a_whole_number_as_budget_is_the_same_cell():
+    assert small_cell(budget=1) == small_cell(budget=1.0)
+    assert small_cell(budget=1).run_key() == small_cell(budget=1.0).run_key()
+
+
+def test_a_method_that_ignores_the_budget_has_one_cell_for_all_budgets():
+    assert small_cell(method="dense", budget=0.25) == small_cell(method="dense", budget=1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"budget": 0.0}, "budget 0 is out of range"),
+        ({"budget": -0.5}, "budget -0.5 is out of range"),
+        ({"budget": 1.5}, "budget 1.5 is out of range"),
+        ({"budget": float("nan")}, "budget nan is out of range"),
+        ({"seed": -1}, "seed -1 is out of range"),
+        ({"seed": 2**32}, "seed 4294967296 is out of range"),
+        ({"epochs": 0}, "epochs 0 is out of range"),
+        ({"epochs": -3}, "epochs -3 is out of range"),
+        ({"train_samples": 0}, "train samples 0 is out of range"),
+        ({"method": "danse"}, "unknown method 'danse'; did you mean 'dense'"),
+        ({"task": "digit"}, "unknown task 'digit'; did you mean 'digits'"),
+        ({"setup": "gpu"}, "unknown setup 'gpu'"),
+    ],
+)
+def test_bad_input_is_named_in_one_line(change, words):
+    with pytest.raises(UserError) as caught:
+        small_cell(**change)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
