@@ -1,0 +1,162 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from cells import small_cell, use_methods
+
+from nasbench_grow import cli
+from nasbench_grow.harness import reproduce
+from nasbench_grow.harness.store import RECORD_FIELDS, Store
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+def run_words(results, **changes):
+    options = {"method": "dense", "task": "digits", "backbone": "cifar_resnet20", "budget": 1, "seed": 0}
+    options |= {"epochs": 1, "train-samples": 64, "results": results, **changes}
+    return ["run", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
+
+
+def test_help_and_bad_words_answer_without_pytorch():
+    program = (
+        "import sys; from nasbench_grow import cli\n"
+        "for words in (['--help'], ['run', '--help'], ['rum']):\n"
+        "    try: cli.main(words)\n"
+        "    except SystemExit as end: print('ended with', end.code)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("ended with")] == [
+        "ended with 0", "ended with 0", "ended with 2",
+    ]  # fmt: skip
+    assert "examples:" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["methods", "tasks", "backbones", "setups", "profiles"])
+def test_list_shows_names_and_summaries(capsys, kind):
+    assert cli.main(["list", kind]) == 0
+    text = capsys.readouterr().out
+    assert cli.main(["list", kind, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows
+    for row in rows:
+        assert row["name"] in text and row["summary"] in text
+
+
+def test_run_prints_the_record_last_and_does_not_run_it_again(tmp_path, capsys):
+    words = [*run_words(tmp_path), "--json"]
+    assert cli.main(words) == 0
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert tuple(record) == RECORD_FIELDS
+    assert record == Store(tmp_path).record(record["run_key"])
+    assert cli.main(words) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == record, "the same record, start time and all"
+    assert cli.main(run_words(tmp_path)) == 0
+    assert f"{record['run_key']}.json" in capsys.readouterr().out
+
+
+def test_a_failed_cell_is_exit_code_1(tmp_path, capsys, monkeypatch):
+    use_methods(monkeypatch)
+    assert cli.main([*run_words(tmp_path, method="failing"), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "danse"}, "did you mean 'dense'"),
+        ({"task": "digit"}, "did you mean 'digits'"),
+        ({"backbone": "cifar_resnet2O"}, "did you mean 'cifar_resnet20'"),
+        ({"backbone": "vit_tiny_patch16_224"}, "cannot serve task 'digits'"),
+        ({"setup": "cpus"}, "did you mean 'cpu'"),
+        ({"budget": 1.5}, "budget 1.5"),
+        ({"budget": 0}, "budget 0"),
+        ({"method": "refusing", "budget": 0.01}, "budget 0.01 is too small"),
+        ({"seed": -1}, "seed -1"),
+        ({"epochs": 0}, "epochs 0"),
+        ({"train-samples": -5}, "train samples -5"),
+        ({"train-samples": 10**6}, "1000000"),
+        ({"results": "/dev/null/results"}, "/dev/null/results"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch, changes, words):
+    use_methods(monkeypatch)
+    assert cli.main(run_words(**{"results": tmp_path, **changes})) == 2
+    captured = capsys.readouterr()
+    line = captured.err.splitlines()[-1]
+    assert line.startswith("nasbench-grow: error: ") and words in line
+    assert "Traceback" not in captured.err + captured.out
+    assert Store(tmp_path).records() == []
+
+
+@pytest.mark.parametrize("words", [["run", "--method", "dense"], ["run", "--budget", "half"], ["list", "mthods"], []])
+def test_words_that_do_not_parse_are_one_line_and_exit_code_2(capsys, words):
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_reproduce_says_what_it_did(tmp_path, capsys, monkeypatch):
+    use_methods(monkeypatch)
+    monkeypatch.setattr(reproduce, "run_cell", pytest.fail)
+    words = ["reproduce", "--profile", "smoke", "--methods", "dense,refusing", "--results", str(tmp_path)]
+    assert cli.main([*words, "--dry-run"]) == 0
+    assert "2 cells, 0 done, 2 to do" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    use_methods(monkeypatch)
+    assert cli.main(words) == 1
+    assert capsys.readouterr().out == f"2 cells in {tmp_path}: 1 ok, 1 failed\n"
+    assert cli.main(["reproduce", "--profile", "smokey"]) == 2
+    assert "did you mean 'smoke'" in capsys.readouterr().err
+
+
+def test_data_fetch_says_where_the_data_are(capsys):
+    assert cli.main(["data", "fetch", "digits"]) == 0
+    assert capsys.readouterr().out == "digits: comes with an installed package\n"
+    assert cli.main(["data", "fetch", "digit"]) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_says_how_to_go_on(tmp_path, capsys, monkeypatch, number):
+    def interrupted(cell, store, *, profile=None, progress=None):
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+
+    monkeypatch.setattr(reproduce, "run_cell", interrupted)
+    results = tmp_path / "a folder"
+    assert cli.main(run_words(results)) == 130
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"nasbench-grow run --method dense --task digits --backbone cifar_resnet20 --budget 1 " in line
+    assert line.endswith(f"--results '{results}'")
+    store = Store(results)
+    assert store.records() == []
+    with store.lock(small_cell(epochs=1).run_key(), wait=False) as held:
+        assert held, "the cell is free again"
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, capsys):
+    changes = {"epochs": 6, "train-samples": 128}
+    command = [sys.executable, "-m", "nasbench_grow.cli", *run_words(tmp_path / "killed", **changes)]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL) as process:
+        checkpoints = tmp_path / "killed" / "checkpoints"
+        while process.poll() is None and not list(checkpoints.glob("*.pt")):
+            time.sleep(0.005)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL, "it was still running"
+    assert Store(tmp_path / "killed").records() == []
+    records = []
+    for folder in ("killed", "whole"):
+        assert cli.main([*run_words(tmp_path / folder, **changes), "--json"]) == 0
+        records.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    for field in ("weights_sha256", "val_metric", "test_metric", "train_macs", "epochs", "run_key"):
+        assert records[0][field] == records[1][field], field
