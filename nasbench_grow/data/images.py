@@ -22,10 +22,9 @@ class Normalisation:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Normalise uint8 ``images`` of shape (batch, channels, height, width) to float32."""
-        # (x / 255 - mean) / std as one multiplication and one addition.
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
-        return torch.addcmul(-mean / std, images.to(torch.float32), 1 / (255 * std))
+        return images.to(torch.float32).sub_(255 * mean).div_(255 * std)
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,8 @@ class ImageTrainSplit(ImageSplit):
         choices = self.augmentation.draw(len(self), generator).to(self.images.device)
         for step in range(self.steps_per_epoch(batch_size)):
             part = slice(step * batch_size, (step + 1) * batch_size)
-            chosen = order[part]
-            yield self.normalisation(self.augmentation(self.images[chosen], choices[part])), self.labels[chosen]
+            images = self.images.index_select(0, order[part])  # on a CPU many times as fast as indexing
+            yield self.normalisation(self.augmentation(images, choices[part])), self.labels[order[part]]
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:
