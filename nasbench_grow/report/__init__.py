@@ -45,8 +45,8 @@ def write(folder: str | Path = "results") -> list[Path]:
             for drawing in draw(block, histories, lambda run_keys: results.widths(folder, run_keys)):
                 stem = f"figures/{block.name}_{drawing.name}"
                 shown[block.name].append((f"{stem}.png", drawing.caption))
-                for kind in ("png", "pdf"):
-                    files[folder / f"{stem}.{kind}"] = _rendered(drawing.figure, kind)
+                for kind, content in _rendered(drawing.figure).items():
+                    files[folder / f"{stem}.{kind}"] = content
     page = documents.page(folder.resolve().name, found, every_table, shown)
     files = {folder / "README.md": page.encode()} | files
     for path, content in files.items():
@@ -54,12 +54,13 @@ def write(folder: str | Path = "results") -> list[Path]:
     return list(files)
 
 
-def _rendered(figure: Figure, kind: str) -> bytes:
-    """The figure as a file's content; the same figure gives the same bytes."""
-    buffer = io.BytesIO()
-    undated = {"CreationDate": None} if kind == "pdf" else None
-    figure.savefig(buffer, format=kind, dpi=160, metadata=undated)
-    return buffer.getvalue()
+def _rendered(figure: Figure) -> dict[str, bytes]:
+    """The content of the figure's files by their kind; the same figure gives the same bytes."""
+    png, pdf = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", dpi=160)
+    figure.set_layout_engine("none")  # laid out by now; doing it again takes longer than the rest
+    figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
+    return {"png": png.getvalue(), "pdf": pdf.getvalue()}
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -83,8 +83,9 @@ def page(folder: str, blocks: list[Block], tables: list[Table], figures: Mapping
     others = "".join(f", {counts[status]} {status}" for status in counts.index if status != "ok")
     sections = [
         "# Results",
-        f"{counts.get('ok', 0)} cells finished{others}. A cell is one method, task, backbone, set-up, budget and seed. "
-        "Every number below is computed from `records/*.json`; this page, `tables/` and `figures/` are written by "
+        f"Finished cells: {counts.get('ok', 0)}{others}. "
+        "A cell is one method, task, backbone, set-up, budget and seed. Every number below is computed from "
+        "`records/*.json`; this page, `tables/` and `figures/` are written by "
         "`nasbench-grow report` and are written anew each time.",
     ]
     for block in blocks:

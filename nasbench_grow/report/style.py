@@ -31,7 +31,6 @@ RC: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "legend.frameon": False,
-    "pdf.fonttype": 42,
 }
 """Settings for ``matplotlib.rc_context``."""
 

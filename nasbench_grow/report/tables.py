@@ -105,7 +105,7 @@ def requirements(blocks: list[Block], histories: pd.DataFrame) -> Table:
     columns = [*_PROTOCOL, "method", "budget", "seed", "macs_share"]
     data, parts = [], []
     for block in blocks:
-        growing = block.finished[[is_growing(method) for method in block.finished["method"]]]
+        growing = block.finished[block.finished["method"].isin(filter(is_growing, block.methods))]
         growing = growing.sort_values(["method", "budget", "seed"])
         rows = [_require(block, cell, cost_by_epoch(cell, histories)) for _, cell in growing.iterrows()]
         data += rows
