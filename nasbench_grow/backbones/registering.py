@@ -33,7 +33,10 @@ def backbone(build: Callable[[int, int], nn.Module]) -> Callable[..., nn.Module]
     ) -> nn.Module:
         if pretrained:
             raise UserError(f"{build.__name__} has no pretrained weights: use pretrained=False")
-        return build(num_classes, in_chans)
+        network = build(num_classes, in_chans)
+        marks = {"pretrained_cfg": {"architecture": build.__name__}, "num_classes": num_classes}
+        vars(network).update(marks)  # as timm marks its own: a network tells what it is
+        return network
 
     SUMMARIES[build.__name__] = (build.__doc__ or "").partition("\n")[0]
     register_model(entry_point)

@@ -1,0 +1,60 @@
+"""The growing method with the ``default`` preset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from torch import nn
+
+from nasbench_grow.contract import Batch, Job, Method
+from nasbench_grow.grower import Grower
+
+
+class Grow(Method):
+    """Grows a network from one filter a layer to the budget while it trains."""
+
+    name = "grow"
+    summary = "grow filters and layers from a one-filter seed while training, at an exactly solved price"
+    source = "Yuan, Savarese, Maire, arXiv 2007.15353, with the default preset of nasbench_grow.presets"
+    preset: ClassVar[str] = "default"
+
+    def __init__(self, job: Job) -> None:
+        self.grower = Grower(
+            job.build(),
+            job.example,
+            budget=job.budget,
+            epochs=job.epochs,
+            steps_per_epoch=job.steps_per_epoch,
+            loss=job.loss,
+            optimizer=job.recipe.optimizer,
+            learning_rate_at=job.learning_rate_at,
+            preset=self.preset,
+            granularity=job.granularity,
+            seed=job.seed,
+            meter=job.meter,
+        )
+
+    def train_epoch(self, batches: Iterable[Batch]) -> float:
+        """One epoch of growing."""
+        return self.grower.train(batches)
+
+    def network(self) -> nn.Module:
+        """The sampled network as it is now."""
+        return self.grower.network()
+
+    def finish(self) -> nn.Module:
+        """The hardened network."""
+        return self.grower.finish()
+
+    def log(self) -> dict[str, float]:
+        """Scheduled and actual cost as shares of the dense MACs."""
+        return self.grower.log()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The grower's state."""
+        return self.grower.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on after the epoch that ``state`` was taken at."""
+        self.grower.load_state_dict(state)

@@ -1,0 +1,16 @@
+"""The growing method with the ``paper`` preset: the published equations as they stand."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from baselines.grow import Grow
+
+
+class GrowPaper(Grow):
+    """Soft gates, Bernoulli sampling once an epoch, a proportional budget controller."""
+
+    name = "grow-paper"
+    summary = "the same by the paper's equations: soft gates, Bernoulli sampling, proportional budget controller"
+    source = "Yuan, Savarese, Maire, arXiv 2007.15353"
+    preset: ClassVar[str] = "paper"

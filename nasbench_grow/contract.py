@@ -1,0 +1,184 @@
+"""The public contract: what a task gives, what a method gets, what a method must do.
+
+A *task* (data, loss, metric) and a *method* (how to arrive at a small trained network) never see each other;
+the harness joins them through the classes below. See ``docs/adding-a-method.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nasbench_grow.cost import TrainingMeter
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a task is trained: the same for every method (fair comparison)."""
+
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 0.05
+    """Share of the steps over which the learning rate rises linearly from zero."""
+
+    def learning_rate_at(self, progress: float) -> float:
+        """Linear warm-up, then a cosine to zero; ``progress`` in [0, 1] is the share of the steps done."""
+        if progress < self.warmup:
+            return self.learning_rate * progress / self.warmup
+        rest = (progress - self.warmup) / (1 - self.warmup)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * rest))
+
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """SGD with Nesterov momentum; no weight decay on normalisation parameters and biases (1-d tensors)."""
+        decayed = [p for p in network.parameters() if p.ndim > 1]
+        plain = [p for p in network.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        groups = [group for group in groups if group["params"]]
+        return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.momentum > 0)
+
+
+class Split(Protocol):
+    """One fixed part of a data set: training, validation or test."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        ...
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Every sample once, in a fixed order, not augmented: for evaluation."""
+        ...
+
+
+class TrainSplit(Split, Protocol):
+    """A training split: also gives shuffled, augmented epochs."""
+
+    def epoch(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        """The batches of one epoch, a pure function of the arguments (so that a run can resume). Drops the last
+        incomplete batch unless it is the only one."""
+        ...
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Number of batches that :meth:`epoch` yields."""
+        ...
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three fixed splits of a task."""
+
+    train: TrainSplit
+    val: Split
+    test: Split
+
+
+class Task(ABC):
+    """A data set with its loss, metric and recipe. One file in ``nasbench_grow/tasks`` each."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    metric: ClassVar[str]
+    higher_is_better: ClassVar[bool] = True
+    num_classes: ClassVar[int]
+    input_shape: ClassVar[tuple[int, ...]]
+    """Shape of one input without the batch axis, e.g. (3, 32, 32)."""
+    recipe: ClassVar[Recipe] = Recipe()
+
+    @abstractmethod
+    def load(self, device: torch.device, train_samples: int | None = None) -> Splits:
+        """The splits, on ``device``; ``train_samples`` keeps that many training samples (a fixed, balanced choice)
+        and leaves validation and test whole. Raises UserError where the data cannot be had."""
+
+    @abstractmethod
+    def loss(self, output: Any, target: Tensor) -> Tensor:
+        """Scalar training loss (mean over the batch)."""
+
+    @abstractmethod
+    def evaluate(self, network: nn.Module, split: Split, batch_size: int = 512) -> float:
+        """The metric of ``network`` (put in eval mode, restored after) over a whole split, as a fraction."""
+
+    def example(self) -> Tensor:
+        """One zero input with a batch axis of 1, float32: for tracing and counting."""
+        return torch.zeros(1, *self.input_shape)
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a method may know of the cell it runs."""
+
+    budget: float
+    """Inference MACs of the returned network as a share of the dense network's, in (0, 1]."""
+    seed: int
+    epochs: int
+    steps_per_epoch: int
+    granularity: int
+    """Widths are rounded to multiples of this (below it any width is allowed); 1 = no rounding."""
+    example: Tensor
+    """One input with a batch axis of 1, on the device of the run."""
+    recipe: Recipe
+    loss: Callable[[Any, Tensor], Tensor]
+    build: Callable[[], nn.Module]
+    """A fresh dense backbone on the device of the run; the same initial weights at each call."""
+    meter: TrainingMeter
+    """Sums 3 x forward MACs x batch over the steps that ran; a method calls ``meter.step(macs, batch)``."""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+    def learning_rate_at(self, step: int) -> float:
+        """The recipe's learning rate for optimizer step ``step`` (from 0)."""
+        return self.recipe.learning_rate_at((step + 1) / self.total_steps)
+
+
+class Method(ABC):
+    """How to arrive at a small trained network. One file in ``baselines`` each; see ``docs/adding-a-method.md``.
+
+    The harness calls ``__init__`` once, ``train_epoch`` once an epoch, ``network`` whenever it evaluates, ``finish``
+    after the last epoch. Everything random must come from ``job.seed``, or a resumed run would differ.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str] = ""
+    """Where the method was published."""
+    uses_budget: ClassVar[bool] = True
+    """False for a method that ignores the budget: the harness then runs it once, at budget 1."""
+
+    @abstractmethod
+    def __init__(self, job: Job) -> None: ...
+
+    @abstractmethod
+    def train_epoch(self, batches: Iterable[Batch]) -> float:
+        """Train on every batch once; returns the mean training loss."""
+
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """The network as it stands now: an ordinary module, ready to be evaluated (not to be changed)."""
+
+    def finish(self) -> nn.Module:
+        """The network to return, after the last epoch. Must not train."""
+        return self.network()
+
+    def log(self) -> dict[str, float]:
+        """Figures of the method's own to keep with each epoch (e.g. target and sampled cost as shares of dense)."""
+        return {}
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """All that ``load_state_dict`` needs to go on after this epoch as if nothing had happened: tensors, numbers,
+        strings, lists and dicts of them only (it is read back with ``weights_only=True``)."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state that ``state_dict`` gave, in a fresh instance made from the same job."""

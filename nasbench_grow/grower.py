@@ -1,0 +1,178 @@
+"""Growing a network while it trains: the algorithm of Yuan, Savarese, Maire (ICLR 2021, arXiv 2007.15353).
+
+::
+
+    initialise w, s; q = seed                                          Grower.__init__
+    for period = 1 .. T:                                               Grower.train
+        lambda <- lambda_base * (u - u_G)                                Masks.resample
+        extract the physical sub-network of q                            Grower._restructure
+        for each mini-batch: one step on L(sub-network) + penalty        Grower._learn
+        write it back; q ~ Bernoulli(sigmoid(beta * s)); update beta     Grower._restructure
+    harden, fold, return the small model                               Grower.finish
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nasbench_grow.cost import TrainingMeter
+from nasbench_grow.discovery import discover
+from nasbench_grow.errors import UserError
+from nasbench_grow.gating import GatedNetwork
+from nasbench_grow.masks import Masks, PaperMasks, PricedMasks
+from nasbench_grow.presets import Preset, as_preset
+from nasbench_grow.subnetwork import absorb, carry_optimizer, extract
+
+
+class Grower:
+    """One growing run over a stream of mini-batches.
+
+    Args:
+        model: the dense network, the *bank* that all sub-networks are cut from; its weights are changed.
+        example: one input with a batch axis, for discovery and for counting.
+        budget: MACs of the network to return as a share of the dense network's, in (0, 1].
+        epochs, steps_per_epoch: the length of the run, in optimizer steps.
+        loss: ``loss(output, target)``, a scalar.
+        optimizer: makes an optimizer for a network; called after each restructuring, the state is carried over.
+        learning_rate_at: learning rate of optimizer step 0, 1, ...; None keeps the optimizer's own.
+        preset: ``"default"``, ``"paper"`` or a :class:`Preset`.
+        granularity: widths above it are multiples of it (8 runs fast on CPUs); 1: any width.
+        seed: of the sampling.
+        meter: counts the training MACs; None makes a fresh one.
+
+    Raises:
+        UserError: a budget outside (0, 1], below the seed's own cost, or a model with nothing to grow.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        *,
+        budget: float,
+        epochs: int,
+        steps_per_epoch: int,
+        loss: Callable[[Any, Tensor], Tensor],
+        optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        learning_rate_at: Callable[[int], float] | None = None,
+        preset: str | Preset = "default",
+        granularity: int = 1,
+        seed: int = 0,
+        meter: TrainingMeter | None = None,
+    ) -> None:
+        self.bank, self.loss = model, loss
+        self.make_optimizer, self.learning_rate_at = optimizer, learning_rate_at
+        self.total_steps = epochs * steps_per_epoch
+        self.preset = as_preset(preset)
+        self.space = discover(model, example)
+        self.dense_macs = self.space.macs(self.space.full())
+        _check_budget(budget, self.space.macs(self.space.seed()) / self.dense_macs, len(self.space.groups))
+        periods = epochs if self.preset.periods is None else min(self.preset.periods, self.total_steps)
+        self.period = -(-self.total_steps // periods)
+        kind = PaperMasks if self.preset.masks == "paper" else PricedMasks
+        self.masks: Masks = kind(self.space, self.preset, budget, granularity, periods, seed)
+        self.meter = meter or TrainingMeter()
+        self.steps_done = 0
+        self._take_up(self.masks.present)
+
+    @property
+    def macs(self) -> int:
+        """Forward MACs of the network that is being trained now."""
+        return self.space.macs(self.masks.present)
+
+    def widths(self) -> dict[str, int]:
+        """Filters present in each channel group."""
+        return self.space.widths(self.masks.present)
+
+    def train(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+        """Trains on every batch once, restructuring when a period is over; returns the mean loss."""
+        losses = []
+        self.gated.train()
+        for inputs, target in batches:
+            if self.steps_done % self.period == 0 and self.steps_done > 0:
+                self._restructure()
+            losses.append(self._learn(inputs, target))
+        return float(torch.stack(losses).mean())
+
+    def _learn(self, inputs: Tensor, target: Tensor) -> Tensor:
+        """One optimizer step on the loss of the sub-network plus the price of its structures."""
+        if self.learning_rate_at is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate_at(self.steps_done)
+        loss = self.loss(self.gated(inputs, self.masks.gates().to(inputs.device)), target)
+        self.optimizer.zero_grad()
+        (loss + self.masks.penalty().to(loss.device)).backward()
+        self.optimizer.step()
+        self.masks.step()
+        self.meter.step(self.macs_now, len(inputs))
+        self.steps_done += 1
+        return loss.detach()
+
+    def _restructure(self) -> None:
+        """Writes the sub-network back, samples the structures of the next period, and takes those up."""
+        before = self.masks.present
+        after = self.masks.resample(min(1.0, (self.steps_done + self.period) / self.total_steps))
+        if not torch.equal(before, after):
+            absorb(self.space, self.bank, before, self.gated.network)
+            old = (before, self.gated.network, self.optimizer)
+            self._take_up(after)
+            carry_optimizer(self.space, old, (after, self.gated.network, self.optimizer))
+
+    def _take_up(self, present: Tensor) -> None:
+        """Makes the physical sub-network of ``present`` the one that is trained."""
+        network = extract(self.space, self.bank, present).train()
+        self.gated = GatedNetwork(self.space, present, network)
+        self.optimizer = self.make_optimizer(network)
+        self.macs_now = self.macs
+
+    def network(self) -> nn.Module:
+        """The network as it is now, the scales folded in: an ordinary module."""
+        return self.gated.fold(self.masks.gates().detach()).eval()
+
+    def finish(self) -> nn.Module:
+        """The network to return: hardened (m = [s > 0]), the scales folded in, no fine-tuning."""
+        hard = self.masks.harden()
+        absorb(self.space, self.bank, self.masks.present, self.gated.network)
+        network = extract(self.space, self.bank, hard)
+        return GatedNetwork(self.space, hard, network).fold(self.masks.gates().detach()).eval()
+
+    def log(self) -> dict[str, float]:
+        """Scheduled and actual cost as shares of the dense MACs."""
+        progress = min(1.0, -(-self.steps_done // self.period) * self.period / self.total_steps)
+        return {"target": self.masks.target(progress), "cost": self.masks.cost}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes: weights, present network, masks, optimizer, counters."""
+        return {
+            "bank": self.bank.state_dict(),
+            "network": self.gated.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "masks": self.masks.state_dict(),
+            "steps_done": self.steps_done,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what :meth:`state_dict` gave, in a grower made with the same arguments."""
+        self.bank.load_state_dict(state["bank"])
+        self.masks.load_state_dict(state["masks"])
+        self.steps_done = state["steps_done"]
+        self._take_up(self.masks.present)
+        self.gated.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _check_budget(budget: float, seed_cost: float, groups: int) -> None:
+    """A budget must be a share of the dense cost that is above what the seed costs."""
+    if groups == 0:
+        raise UserError("nothing in this model can be grown: no channel group was found; use another backbone")
+    if not 0 < budget <= 1:
+        raise UserError(f"budget {budget} is outside (0, 1]; give the share of the dense MACs to keep, e.g. 0.5")
+    if budget < seed_cost:
+        raise UserError(
+            f"budget {budget} is below the seed network's own cost, {seed_cost:.4f} of the dense MACs; "
+            f"give a budget between {seed_cost:.4f} and 1"
+        )

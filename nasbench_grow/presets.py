@@ -1,0 +1,61 @@
+"""The hyper-parameters of growing, as two presets: the paper's equations, and what was found to be better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from nasbench_grow.errors import unknown
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Hyper-parameters of one way to grow. Times are shares of the run, so that they fit runs of any length."""
+
+    masks: Literal["paper", "priced"]
+    periods: int | None
+    """How often the network is restructured in a run (T); None: once an epoch (the paper)."""
+    beta_start: float
+    """Temperature beta_0 of a structure that was never present."""
+    beta_growth: float
+    """gamma: factor by which the temperature of an always-present structure rises over the run."""
+    growth: float = 1.0
+    """Share of the run after which the schedule reaches the budget."""
+    settle: float = 1.0
+    """Share of the run after which the structure stays as it is."""
+    selectivity: float = 0.0
+    """Priced masks: how far the measured worth moves the logits; 0 grows all groups alike."""
+    logit_rate: float = 0.5
+    """Priced masks: step from the old log-worth to the new one, each period."""
+    price_base: float = 0.0
+    """Paper: lambda_base of the budget controller."""
+    mask_learning_rate: float = 0.0
+    """Paper: learning rate of the logits."""
+    mask_momentum: float = 0.0
+    """Paper: momentum of the logits."""
+    logit_start: float = 0.0
+    """Paper: the seed's logits start here, all others at the negative."""
+
+    def schedule(self, progress: float) -> float:
+        """Share of the way from the seed's cost to the budget that should be done: linear, then flat."""
+        return min(1.0, progress / self.growth)
+
+
+PRESETS = {
+    "paper": Preset(
+        masks="paper", periods=None, beta_start=1.0, beta_growth=100.0,
+        price_base=0.5, mask_learning_rate=0.1, mask_momentum=0.9, logit_start=3.0,
+    ),
+    "default": Preset(
+        masks="priced", periods=40, beta_start=1.0, beta_growth=50.0, growth=0.3, settle=0.5, selectivity=0.3,
+    ),
+}  # fmt: skip
+
+
+def as_preset(name: str | Preset) -> Preset:
+    """A preset by its name; a :class:`Preset` is returned as it is."""
+    if isinstance(name, Preset):
+        return name
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return PRESETS[name]

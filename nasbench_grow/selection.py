@@ -1,0 +1,95 @@
+"""Chooses structures by a key at a given cost: the threshold on the keys is the price that meets the budget.
+
+Whatever the keys mean (a perturbed logit, a norm, a random number), a structure is in if its key is above one
+threshold common to the whole network, and the threshold is solved for: the cost falls as it rises.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nasbench_grow.space import Space
+
+
+def select(space: Space, keys: Tensor, macs: float, granularity: int = 1) -> Tensor:
+    """The structures with the highest keys that cost at most ``macs``.
+
+    Args:
+        space: the configuration space.
+        keys: shape (structures,), any real numbers; ties go to the lower number.
+        macs: forward MACs that the sub-network may cost.
+        granularity: widths above it are multiples of it (or the full width).
+
+    Returns:
+        ``present``, shape (structures,), bool: each group has at least its best filter; after the threshold, the best
+        structures that still fit are added, so the cost ends close below ``macs``. If not even one filter in every
+        group fits, that smallest network is returned.
+    """
+    ranking = torch.argsort(keys, descending=True, stable=True)
+    low, high = 0, len(space)  # the number of structures above the threshold: `low` fits, `high` may not
+    while low < high:
+        middle = (low + high + 1) // 2
+        if space.macs(_first(space, keys, ranking[:middle], granularity)) <= macs:
+            low = middle
+        else:
+            high = middle - 1
+    present = _first(space, keys, ranking[:low], granularity)
+    return _fill(space, keys, ranking[low:], present, macs, granularity)
+
+
+def _first(space: Space, keys: Tensor, chosen: Tensor, granularity: int) -> Tensor:
+    """The chosen structures, each group's width rounded down to an allowed one by dropping its lowest keys."""
+    present = torch.zeros(len(space), dtype=torch.bool)
+    present[chosen] = True
+    for group in space.groups:
+        wanted = int(present[group.structures].sum())
+        _set_width(present, keys, group.structures, allowed_width(wanted, group.size, granularity))
+    return present
+
+
+def _fill(space: Space, keys: Tensor, rest: Tensor, present: Tensor, macs: float, granularity: int) -> Tensor:
+    """Adds the best of the structures left, one step of width or one layer at a time, while they fit."""
+    group_of = {number: group for group in space.groups for number in range(group.start, group.start + group.size)}
+    tried: set[str | int] = set()
+    for number in rest.tolist():
+        group = group_of.get(number)
+        name: str | int = number if group is None else group.name
+        if name in tried:
+            continue
+        larger = present.clone()
+        if group is None:
+            larger[number] = True
+        else:
+            width = int(present[group.structures].sum())
+            step = 1 if width < granularity else granularity
+            _set_width(larger, keys, group.structures, min(group.size, _round_down(width + step, granularity)))
+        if space.macs(larger) <= macs:
+            present = larger
+        else:
+            tried.add(name)
+    return present
+
+
+def allowed_width(width: int, size: int, granularity: int) -> int:
+    """``width`` rounded down: any up to ``granularity``, then its multiples or the full ``size``; at least 1."""
+    return size if width >= size else max(1, _round_down(width, granularity))
+
+
+def _round_down(width: int, granularity: int) -> int:
+    return width if width < granularity else width // granularity * granularity
+
+
+def _set_width(present: Tensor, keys: Tensor, structures: slice, width: int) -> None:
+    """Keeps the ``width`` filters of a group that have the highest keys."""
+    best = torch.argsort(keys[structures], descending=True, stable=True)[:width]
+    present[structures] = False
+    present[structures.start + best] = True
+
+
+def uniform_keys(space: Space) -> Tensor:
+    """Keys by which every group keeps the same share of its filters, and every layer stays: uniform width."""
+    keys = torch.full((len(space),), torch.inf)
+    for group in space.groups:
+        keys[group.structures] = -(torch.arange(group.size) + 0.5) / group.size
+    return keys

@@ -1,0 +1,205 @@
+"""The two-level configuration space: which filters and layers of a network can be present or absent.
+
+A *structure* is one removable thing: a filter (in general one slice through every tensor of a channel group) or a
+layer. All structures of a network are numbered: the filters of the first group, of the second, ..., then the layers.
+The state of the network is then one boolean vector ``present`` (m in the paper, section 3.1), and everything that the
+method does - sampling, pricing, growing - is arithmetic on vectors of that length.
+
+A :class:`Space` describes a network; it holds no weights. :func:`nasbench_grow.discovery.discover` makes one from any
+model, :mod:`nasbench_grow.subnetwork` builds the networks that a ``present`` vector stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+Axis = tuple[str, int]
+"""A dimension of a tensor: its name in ``model.state_dict()`` and the dimension's number."""
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Filters that are coupled one to one across tensors: a residual stream, the inside of a block, a plain layer."""
+
+    name: str
+    """The module that creates the group's channels (the first one, where several are added up)."""
+    start: int
+    """Number of the group's first structure."""
+    size: int
+    """How many structures (filters) the full network has in this group."""
+    layer: int | None
+    """Index in :attr:`Space.layers` of the removable layer that encloses the group, if one does."""
+
+    @property
+    def structures(self) -> slice:
+        """Where the group stands in a vector over all structures."""
+        return slice(self.start, self.start + self.size)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A residual block whose removal leaves the identity: ``y = x + m * g(x)``."""
+
+    path: str
+    """Name of the block in the model."""
+    terminal: tuple[str, ...]
+    """The tensors (weight and bias of the branch's last norm or convolution) that its gate scales."""
+
+
+@dataclass(frozen=True)
+class WeightCost:
+    """MACs of one module as a product: ``rate`` x kept outputs x kept inputs of its weight."""
+
+    rate: float
+    """MACs per (output entry, input entry) pair of the weight."""
+    tensor: str
+    layer: int | None
+
+
+@dataclass
+class Space:
+    """What can be present or absent in one network, and what it costs.
+
+    Attributes:
+        groups: the channel groups, in forward order.
+        layers: the removable layers, in forward order.
+        owners: for each axis that shrinks, the structure that owns each of its entries (-1: always there).
+        gated: tensors whose entries along dimension 0 are scaled by their filter's gate: the affine parameters of the
+            normalisations, or the weights and biases of the convolutions where no normalisation follows.
+        fixed: what cannot be grown, and why.
+        costs: the MACs of every weight.
+        constant_macs: MACs that no structure changes (e.g. attention between fixed heads).
+    """
+
+    groups: list[ChannelGroup]
+    layers: list[Layer]
+    owners: dict[Axis, Tensor]
+    gated: list[str]
+    fixed: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
+    costs: list[WeightCost] = field(default_factory=list)
+    constant_macs: float = 0.0
+
+    @property
+    def filters(self) -> int:
+        """Number of filter structures; the layers follow them."""
+        return sum(group.size for group in self.groups)
+
+    def __len__(self) -> int:
+        """Number of structures: filters and layers."""
+        return self.filters + len(self.layers)
+
+    def layer_of(self, tensor: str) -> int | None:
+        """Index of the removable layer that a tensor lies in, if any."""
+        for index, layer in enumerate(self.layers):
+            if tensor.startswith(layer.path + "."):
+                return index
+        return None
+
+    def full(self) -> Tensor:
+        """The dense network: every structure present. Shape (structures,), bool."""
+        return torch.ones(len(self), dtype=torch.bool)
+
+    def seed(self) -> Tensor:
+        """The seed architecture: one filter in every group, no removable layer (section 3.2)."""
+        present = torch.zeros(len(self), dtype=torch.bool)
+        present[[group.start for group in self.groups]] = True
+        return present
+
+    def layer_present(self, present: Tensor, layer: int | None) -> bool:
+        """Whether a layer (None: the fixed part of the network) is there."""
+        return layer is None or bool(present[self.filters + layer])
+
+    def effective(self, present: Tensor) -> Tensor:
+        """``present`` without the filters whose layer is absent: what physically exists."""
+        result = present.clone()
+        for group in self.groups:
+            if not self.layer_present(present, group.layer):
+                result[group.structures] = False
+        return result
+
+    def widths(self, present: Tensor) -> dict[str, int]:
+        """Filters present in each group, by the group's name; 0 inside an absent layer."""
+        now = self.effective(present)
+        return {group.name: int(now[group.structures].sum()) for group in self.groups}
+
+    def kept(self, present: Tensor, axis: Axis) -> Tensor | None:
+        """Indices of the entries that an axis keeps, or None where it keeps all."""
+        owner = self.owners.get(axis)
+        if owner is None:
+            return None
+        return torch.nonzero((owner < 0) | present[owner.clamp(min=0)]).flatten()
+
+    def sizes(self, present: Tensor) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Name and shape of every tensor of the sub-network (section 3.2: what is absent does not exist)."""
+        for name, shape in self.shapes.items():
+            if self.layer_present(present, self.layer_of(name)):
+                lengths = []
+                for dim, length in enumerate(shape):
+                    kept = self.kept(present, (name, dim))
+                    lengths.append(length if kept is None else len(kept))
+                yield name, tuple(lengths)
+
+    def macs(self, present: Tensor) -> int:
+        """Forward MACs of the sub-network for one input; equals :func:`count_macs` of the extracted network."""
+        counts = [present[group.structures].sum().item() for group in self.groups]
+        return self._macs_of(counts, present[self.filters :].tolist())
+
+    def _macs_of(self, counts: list[float], layers: list[bool]) -> int:
+        """MACs from the number of filters in each group and the presence of each layer."""
+        total = self.constant_macs
+        for cost, outputs, inputs in self._linear_sizes:
+            if cost.layer is None or layers[cost.layer]:
+                total += cost.rate * outputs(counts) * inputs(counts)
+        return round(total)
+
+    @cached_property
+    def _linear_sizes(self) -> list[tuple[WeightCost, _Length, _Length]]:
+        """Each weight's output and input length as a function of the groups' filter counts."""
+        return [(cost, self._length((cost.tensor, 0)), self._length((cost.tensor, 1))) for cost in self.costs]
+
+    def _length(self, axis: Axis) -> _Length:
+        name, dim = axis
+        owner = self.owners.get(axis)
+        if owner is None:
+            return _Length(self.shapes[name][dim], ())
+        terms = []
+        for index, group in enumerate(self.groups):
+            entries = ((owner >= group.start) & (owner < group.start + group.size)).sum().item()
+            if entries:
+                terms.append((index, entries / group.size))
+        return _Length(int((owner < 0).sum()), tuple(terms))
+
+    def marginal_macs(self, present: Tensor) -> Tensor:
+        """MACs that one more filter of each group, or each layer, adds to the present network.
+
+        Shape (structures,), float64. For a filter inside an absent layer: what it would add if the layer were there.
+        """
+        counts = [present[group.structures].sum().item() for group in self.groups]
+        layers = present[self.filters :].tolist()
+        result = torch.zeros(len(self), dtype=torch.float64)
+        for index, group in enumerate(self.groups):
+            shown = layers if group.layer is None else [*layers[: group.layer], True, *layers[group.layer + 1 :]]
+            more = [*counts[:index], counts[index] + 1, *counts[index + 1 :]]
+            result[group.structures] = self._macs_of(more, shown) - self._macs_of(counts, shown)
+        for index in range(len(self.layers)):
+            with_it = [*layers[:index], True, *layers[index + 1 :]]
+            without = [*layers[:index], False, *layers[index + 1 :]]
+            result[self.filters + index] = self._macs_of(counts, with_it) - self._macs_of(counts, without)
+        return result
+
+
+@dataclass(frozen=True)
+class _Length:
+    """Length of an axis: a constant plus a number of entries for each filter of some groups."""
+
+    constant: int
+    terms: tuple[tuple[int, float], ...]
+
+    def __call__(self, counts: list[float]) -> float:
+        return self.constant + sum(entries * counts[group] for group, entries in self.terms)

@@ -1,0 +1,145 @@
+"""Physical sub-networks: ordinary smaller modules that hold only the filters and layers that are present.
+
+``extract`` builds one from the full network (the *bank*, which keeps every weight), ``absorb`` writes it back after
+training, ``carry_optimizer`` takes the optimizer state of surviving entries from one sub-network to the next. Between
+these calls nothing touches an absent structure (section 3.2).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from nasbench_grow.space import Space
+
+
+def extract(space: Space, bank: nn.Module, present: Tensor) -> nn.Module:
+    """The sub-network of ``present``: copies of the bank's weights and buffers, cut to what is there.
+
+    Args:
+        space: the configuration space of ``bank``.
+        bank: the full network; not changed.
+        present: shape (structures,), bool; every channel group needs at least one filter.
+
+    Returns:
+        A module of the bank's classes in the bank's training mode; absent layers are ``nn.Identity``.
+    """
+    shared = {id(tensor): tensor for tensor in (*bank.parameters(), *bank.buffers())}
+    network = copy.deepcopy(bank, dict(shared))  # copies the modules but, by the memo, none of the tensors
+    for index, layer in enumerate(space.layers):
+        if not space.layer_present(present, index):
+            network.set_submodule(layer.path, nn.Identity())
+    for prefix, module in network.named_modules():
+        for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is None:
+                continue
+            name = f"{prefix}.{key}" if prefix else key
+            small = _cut(space, present, name, tensor.detach())
+            if key in module._parameters:
+                module._parameters[key] = nn.Parameter(small, requires_grad=tensor.requires_grad)
+            else:
+                module._buffers[key] = small
+    fit(network, bank)
+    return network
+
+
+def fit(network: nn.Module, full: nn.Module) -> None:
+    """Sets the sizes that modules keep as attributes (channels, groups, features) from the shapes of their tensors.
+
+    Args:
+        network: the network to mend.
+        full: the network it was cut from, for what shapes alone do not say (channels per convolution group).
+    """
+    for name, module in network.named_modules():
+        if not isinstance(getattr(module, "weight", None), Tensor):
+            continue
+        shape = module.weight.shape
+        original = full.get_submodule(name)
+        if isinstance(module, nn.modules.conv._ConvNd):
+            assert isinstance(original, nn.modules.conv._ConvNd)
+            if module.transposed:
+                module.groups = original.groups * shape[0] // original.in_channels if original.groups > 1 else 1
+                module.in_channels, module.out_channels = shape[0], shape[1] * module.groups
+            else:
+                module.groups = original.groups * shape[0] // original.out_channels if original.groups > 1 else 1
+                module.in_channels, module.out_channels = shape[1] * module.groups, shape[0]
+        elif isinstance(module, nn.Linear):
+            module.out_features, module.in_features = shape
+        elif isinstance(module, nn.GroupNorm):
+            assert isinstance(original, nn.GroupNorm)
+            if original.num_groups > 1:
+                module.num_groups = original.num_groups * shape[0] // original.num_channels
+            module.num_channels = shape[0]
+        elif isinstance(module, nn.LayerNorm):
+            module.normalized_shape = tuple(shape)
+        elif isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)):
+            module.num_features = shape[0]
+        elif isinstance(module, nn.PReLU):
+            module.num_parameters = shape[0]
+
+
+def absorb(space: Space, bank: nn.Module, present: Tensor, network: nn.Module) -> None:
+    """Writes the weights and buffers of the sub-network of ``present`` back into the bank."""
+    tensors = dict(_tensors(bank))
+    for name, small in _tensors(network):
+        _paste(space, present, name, tensors[name], small)
+
+
+def carry_optimizer(
+    space: Space,
+    before: tuple[Tensor, nn.Module, torch.optim.Optimizer],
+    after: tuple[Tensor, nn.Module, torch.optim.Optimizer],
+) -> None:
+    """Gives the optimizer of a new sub-network the state of the old one's.
+
+    State of the parameter's own shape (momentum) is carried entry by entry: surviving entries keep theirs bit by bit,
+    newborn ones start at zero, also where a structure left earlier and returns. Other state (step counts) is copied.
+
+    Args:
+        space: the configuration space of both.
+        before: ``present``, network and optimizer that ran; ``after``: those to run next.
+    """
+    old_present, old_network, old_optimizer = before
+    new_present, new_network, new_optimizer = after
+    old = dict(old_network.named_parameters())
+    for name, parameter in new_network.named_parameters():
+        if name not in old:
+            continue
+        for key, value in old_optimizer.state.get(old[name], {}).items():
+            if isinstance(value, Tensor) and value.shape == old[name].shape:
+                whole = value.new_zeros(space.shapes[name])
+                _paste(space, old_present, name, whole, value)
+                value = _cut(space, new_present, name, whole)
+            elif isinstance(value, Tensor):
+                value = value.clone()
+            new_optimizer.state[parameter][key] = value
+
+
+def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and data of all parameters and buffers."""
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        yield name, tensor.detach()
+
+
+def _cut(space: Space, present: Tensor, name: str, tensor: Tensor) -> Tensor:
+    """A copy of what ``present`` keeps of a full tensor."""
+    small = tensor
+    for dim in range(tensor.ndim):
+        kept = space.kept(present, (name, dim))
+        if kept is not None:
+            small = small.index_select(dim, kept.to(tensor.device))
+    return small.clone(memory_format=torch.preserve_format) if small is tensor else small
+
+
+def _paste(space: Space, present: Tensor, name: str, tensor: Tensor, small: Tensor) -> None:
+    """Writes ``small`` over the entries of a full tensor that ``present`` keeps."""
+    kept = [space.kept(present, (name, dim)) for dim in range(tensor.ndim)]
+    if all(index is None for index in kept):
+        tensor.copy_(small)
+        return
+    lengths = zip(kept, tensor.shape, strict=True)
+    indices = [torch.arange(length) if index is None else index for index, length in lengths]
+    tensor[torch.meshgrid(*(index.to(tensor.device) for index in indices), indexing="ij")] = small
