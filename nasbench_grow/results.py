@@ -188,7 +188,7 @@ def _flatten(record: dict[str, Any]) -> dict[str, Any]:
     for group in _FLATTENED:
         entries = record.get(group)
         if isinstance(entries, dict):
-            row |= {f"{group}_{name}": value for name, value in entries.items()}
+            row |= {f"{group}_{name}".replace("-", "_"): value for name, value in entries.items()}
     return row
 
 

@@ -50,7 +50,7 @@ def record(method: str = "grow", budget: float = 0.5, seed: int = 0, **changes: 
         "profile": "synthetic",
         "weights_sha256": "0" * 64,
         "hardware": {"cpu": "Imaginary CPU", "cores": 2, "memory_gib": 8.0, "gpu": None, "platform": "Linux"},
-        "versions": {"python": "3.11.9", "torch": "2.15.0", "nasbench_grow": "0.1.0"},
+        "versions": {"python": "3.11.9", "torch": "2.15.0", "torch-pruning": "1.6.0", "nasbench_grow": "0.1.0"},
         "code_version": "abc1234",
         "started_at": "2026-01-02T03:04:05+00:00",
     } | changes

@@ -21,7 +21,7 @@ def test_a_row_a_cell_with_flat_hardware_and_shares(tmp_path: Path) -> None:
     assert row["macs_share"] == pytest.approx(0.49)
     assert row["train_macs_share"] == pytest.approx(0.5)
     assert row["hardware_cpu"] == "Imaginary CPU" and row["hardware_cores"] == 2
-    assert row["versions_torch"] == "2.15.0"
+    assert row["versions_torch"] == "2.15.0" and row["versions_torch_pruning"] == "1.6.0"
     assert row["started_at"] == pd.Timestamp("2026-01-02T03:04:05Z")
     flat = {name for name in grown if name not in ("hardware", "versions")}
     assert flat <= set(frame.columns)

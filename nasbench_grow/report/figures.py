@@ -135,9 +135,8 @@ def curves(block: Block, histories: pd.DataFrame) -> Drawing | None:
                 ends[axes].append((by_epoch.index[-1], by_epoch["mean"].iloc[-1], method, colour))
     for axes in panels[-1]:
         axes.set_xlabel("epoch")
-    figure.draw_without_rendering()
     for axes, named in ends.items():
-        label_ends(axes, named)
+        label_ends(axes, named, height=2.0)
     caption = (
         f"Training loss and validation {block.metric} at the end of each epoch: mean over seeds, band from the lowest "
         "to the highest seed. The validation metric is that of the network as it stood then."

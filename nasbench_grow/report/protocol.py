@@ -26,6 +26,10 @@ def is_growing(method: str) -> bool:
     return method == "grow" or method.startswith("grow-")
 
 
+_MACHINE = {"cpu": "", "cores": " cores", "threads": " threads", "memory_gib": " GiB", "gpu": "", "platform": ""}
+"""What is said of the machine, with units."""
+
+
 @dataclass(frozen=True)
 class Block:
     """The cells of one protocol, at most one for each method, budget and seed."""
@@ -141,7 +145,7 @@ def provenance(cells: pd.DataFrame) -> str:
     """Machine, versions and code of the cells, in a sentence each."""
     machine = [
         f"{_one_or_list(cells, f'hardware_{part}')}{unit}"
-        for part, unit in (("cpu", ""), ("cores", " cores"), ("memory_gib", " GiB"), ("gpu", ""), ("platform", ""))
+        for part, unit in _MACHINE.items()
         if _one_or_list(cells, f"hardware_{part}")
     ]
     versions = [

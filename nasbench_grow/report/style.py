@@ -47,14 +47,13 @@ def appearance(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
     return looks
 
 
-def label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+def label_ends(axes: Axes, ends: list[tuple[float, float, str, str]], height: float) -> None:
     """Write (x, y, text, colour) at the right of each line's end, moved apart vertically where they would overlap.
 
-    Call after the limits of the axes are final.
+    ``height`` is about that of the axes in inches. Call after everything is drawn, as the limits must be final.
     """
     low, high = axes.get_ylim()
-    height_in_points = axes.get_window_extent().height * 72 / axes.figure.dpi
-    gap = _LABEL_POINTS / height_in_points * (high - low)
+    gap = _LABEL_POINTS / (72 * height) * (high - low)
     placed = sorted(ends, key=lambda end: end[1])
     if not placed:
         return

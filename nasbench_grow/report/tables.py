@@ -71,8 +71,8 @@ def comparison(blocks: list[Block]) -> Table:
             row["wall_share"] = row["wall_s"] / dense[0] if dense else math.nan
         data += rows
         note = (
-            "Means over seeds; ± is the 95 % Student t interval of the mean; shares are of the dense network's MACs, "
-            "training time includes neither evaluation nor loading."
+            "Means over seeds; ± is the 95 % Student t interval of the mean; shares are of the dense network's MACs; "
+            "training time does not include evaluation."
         )
         parts.append(Part(block, note, pd.DataFrame([_comparison_text(block, row) for row in rows])))
     return Table("comparison", "Comparison of the methods", pd.DataFrame(data), parts)
