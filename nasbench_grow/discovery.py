@@ -329,15 +329,20 @@ def _removable_layers(model: nn.Module, example: Tensor) -> list[Layer]:
 
 
 def _branch_end(path: str, block: nn.Module, given: Tensor, order: list[str]) -> tuple[str, ...]:
-    """Weight and bias of the last norm, convolution or linear in a block, if the block is the identity without them."""
+    """Weight and bias of the norm, convolution or linear that ends a block's branch: the block is the identity if they
+    are zero. Looked for from the end, past what follows the branch's last norm (squeeze and excitation)."""
+    candidates = []
     for name in reversed([name for name in order if name.startswith(path + ".")]):
-        inner = name[len(path) + 1 :]
-        module = block.get_submodule(inner)
+        module = block.get_submodule(name[len(path) + 1 :])
         if isinstance(module, (CONVS, nn.Linear, *NORMS)) and module.weight is not None:
-            zeros = {f"{inner}.{key}": torch.zeros_like(value) for key, value in module.named_parameters(recurse=False)}
-            with torch.no_grad():
-                same = torch.equal(functional_call(block, zeros, (given,)), given)
-            return tuple(f"{path}.{key}" for key in zeros) if same else ()
+            candidates.append(name)
+    for name in candidates[:5]:
+        module = block.get_submodule(name[len(path) + 1 :])
+        keys = [key for key, _ in module.named_parameters(recurse=False)]
+        zeros = {f"{name}.{key}"[len(path) + 1 :]: torch.zeros_like(module.get_parameter(key)) for key in keys}
+        with torch.no_grad():
+            if torch.equal(functional_call(block, zeros, (given,)), given):
+                return tuple(f"{name}.{key}" for key in keys)
     return ()
 
 

@@ -19,7 +19,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(tor
 
 
 def run_words(results, **changes):
-    options = {"method": "dense", "task": "digits", "backbone": "cifar_resnet20", "budget": 1, "seed": 0}
+    options = {"method": "dense", "task": "digits", "backbone": "tiny_network", "budget": 1, "seed": 0}
     options |= {"epochs": 1, "train-samples": 64, "results": results, **changes}
     return ["run", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
 
@@ -136,7 +136,7 @@ def test_an_interrupted_command_says_how_to_go_on(tmp_path, capsys, monkeypatch,
     results = tmp_path / "a folder"
     assert cli.main(run_words(results)) == 130
     line = capsys.readouterr().err.splitlines()[-1]
-    assert f"nasbench-grow run --method dense --task digits --backbone cifar_resnet20 --budget 1 " in line
+    assert "nasbench-grow run --method dense --task digits --backbone tiny_network --budget 1 " in line
     assert line.endswith(f"--results '{results}'")
     store = Store(results)
     assert store.records() == []
@@ -145,7 +145,7 @@ def test_an_interrupted_command_says_how_to_go_on(tmp_path, capsys, monkeypatch,
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, capsys):
-    changes = {"epochs": 6, "train-samples": 128}
+    changes = {"backbone": "cifar_resnet20", "epochs": 6, "train-samples": 128}
     command = [sys.executable, "-m", "nasbench_grow.cli", *run_words(tmp_path / "killed", **changes)]
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL) as process:
         checkpoints = tmp_path / "killed" / "checkpoints"

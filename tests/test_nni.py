@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 import yaml
 
 from nasbench_grow import results
+from nasbench_grow.presets import PRESETS
 
 SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
 TIMEOUT_S = 150
@@ -80,3 +83,14 @@ def test_reproduce_sweep_runs_the_unfinished_cells_and_ends(tmp_path: Path) -> N
     assert metric["test"] == pytest.approx(frame["test_metric"][0])
     assert stored(experiment, "select count(*) from MetricData where type = 'PERIODICAL'") == [(frame["epochs"][0],)]
     assert stored(experiment, "select count(*) from TrialJobEvent where event = 'SUCCEEDED'") == [(1,)]
+
+
+def test_growing_sweep_searches_fields_of_the_preset_and_its_trial_runs() -> None:
+    search_space = yaml.safe_load((SWEEPS / "growing.yml").read_text())["searchSpace"]
+    for end in (0, -1):
+        chosen = replace(PRESETS["default"], **{name: range_["_value"][end] for name, range_ in search_space.items()})
+        trial = runpy.run_path(str(SWEEPS / "growing_trial.py"))
+        metric = trial["grow"](
+            chosen, task="digits", backbone="cifar_resnet20", budget=0.5, epochs=2, train_samples=128, seed=0
+        )
+        assert 0 <= metric <= 1

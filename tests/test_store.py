@@ -53,9 +53,24 @@ def test_a_damaged_record_is_reported_and_set_aside(tmp_path, caplog, content):
         path.write_bytes(content)
         assert Store(tmp_path).record(KEY) is None
     assert str(path) in caplog.text
-    kept = sorted((tmp_path / "damaged").iterdir())
+    kept = sorted((tmp_path / "damaged" / "records").iterdir())
     assert [file.read_bytes() for file in kept] == [content, content]
     assert not path.exists()
+
+
+@pytest.mark.parametrize("keep", [0, 5, 40, -1], ids=["empty", "head cut", "half", "last byte lost"])
+def test_a_damaged_history_takes_its_record_with_it(tmp_path, caplog, keep):
+    store = Store(tmp_path)
+    store.write_record(RECORD)
+    store.write_history(KEY, [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.4}])
+    assert store.record(KEY) == RECORD
+    path = tmp_path / "histories" / f"{KEY}.json"
+    path.write_bytes(path.read_bytes()[:keep])
+    assert store.record(KEY) is None, "the cell counts as not run, now and next time"
+    assert store.record(KEY) is None
+    assert str(path) in caplog.text
+    assert (tmp_path / "damaged" / "histories" / path.name).exists()
+    assert json.loads((tmp_path / "damaged" / "records" / path.name).read_text()) == RECORD
 
 
 def test_looking_only_leaves_a_damaged_record_where_it_is(tmp_path, caplog):
@@ -89,7 +104,7 @@ def test_a_damaged_checkpoint_is_reported_and_set_aside(tmp_path, caplog, damage
     target.write_bytes(data[: len(data) // 2] if damage == "truncated" else data)
     assert store.checkpoint(KEY) is None
     assert str(target) in caplog.text
-    assert (tmp_path / "damaged" / target.name).exists()
+    assert (tmp_path / "damaged" / "checkpoints" / target.name).exists()
 
 
 def test_what_a_killed_writer_left_is_not_taken_for_a_record(tmp_path):

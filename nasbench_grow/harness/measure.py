@@ -11,6 +11,7 @@ import resource
 import statistics
 import subprocess
 import time
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -52,40 +53,35 @@ def code_version() -> str | None:
     root = Path(__file__).resolve().parents[2]
     if (root / ".git").exists():
         command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-        try:
+        with suppress(OSError, subprocess.SubprocessError):
             return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
-        except (OSError, subprocess.SubprocessError):
-            pass
     return _version("nasbench-grow")
 
 
 class PeakMemory:
     """The highest resident memory of this process since the object was made, in bytes.
 
-    The whole process counts: the interpreter, the libraries and the data as well as weights and activations.
+    The whole process counts: the interpreter, the libraries and the data as well as weights and activations, and the
+    evaluation after each epoch as well as training.
     """
 
     def __init__(self) -> None:
         gc.collect()
         _return_free_memory()
-        try:
+        with suppress(OSError):  # where it fails, the peak since the process began is the best there is
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: resets VmHWM
-        except OSError:
-            pass  # then the peak since the process began is the best there is
 
     def bytes(self) -> int:
         """The peak so far."""
-        try:
-            for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        with suppress(OSError):
+            for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024
-        except OSError:
-            pass
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if platform.system() == "Darwin" else peak * 1024
 
 
-def latency_ms(network: nn.Module, batch: Tensor, *, runs: int = 9) -> float:
+def latency_ms(network: nn.Module, batch: Tensor, *, runs: int = 7) -> float:
     """Median milliseconds of one forward pass of ``batch``, in eval mode, after two passes to warm up."""
     was_training = network.training
     network.eval()
@@ -120,12 +116,10 @@ def output_channels(network: nn.Module) -> dict[str, int]:
 
 
 def _processor() -> str:
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
 
 
@@ -138,7 +132,5 @@ def _version(package: str) -> str | None:
 
 def _return_free_memory() -> None:
     """Give freed memory back to the system, so that an earlier cell does not count as this one's (glibc only)."""
-    try:
+    with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError):
-        pass

@@ -106,7 +106,7 @@ def _settle(
     profile: str | None = None,
     record_user_errors: bool = False,
 ) -> Record | None:
-    """Run a cell unless its record has changed since ``before``, when another process has run it; None if it is busy."""
+    """Run a cell, unless its record is no longer ``before``: then another process has run it. None if it is busy."""
     with store.lock(cell.run_key(), wait=wait) as held:
         if not held:
             return None

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from nasbench_grow import registry
-from nasbench_grow.contract import Batch, Job, Method
+from nasbench_grow.contract import Batch, Job, Method, Splits
 from nasbench_grow.cost import TrainingMeter, count_macs
 from nasbench_grow.errors import UserError
 from nasbench_grow.harness import measure
@@ -96,7 +97,7 @@ class _Run:
         _seed(self.cell.seed)
         example = self.setup.place(self.task.example())
         self._measure_dense(example)  # before the data are fetched, because the backbone's name may be wrong
-        self.splits = self.task.load(torch.device(self.setup.device), self.cell.train_samples)
+        self.splits = _load(self.cell.task, self.setup.device, self.cell.train_samples)
         batch_size = self.task.recipe.batch_size
         self.job = Job(
             budget=self.cell.budget,
@@ -239,6 +240,11 @@ class _Run:
         return self._total_before + time.perf_counter() - self._began
 
 
+@lru_cache(maxsize=1)  # many cells in a row share their data
+def _load(task: str, device: str, train_samples: int | None) -> Splits:
+    return registry.task(task)().load(torch.device(device), train_samples)
+
+
 def _seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
@@ -247,8 +253,9 @@ def _seed(seed: int) -> None:
 
 def _random_states() -> dict[str, Any]:
     """The states of the global generators, in types that ``torch.load(weights_only=True)`` reads."""
-    name, keys, *rest = np.random.get_state(legacy=True)
-    states = {"python": random.getstate(), "numpy": (name, keys.tolist(), *rest), "torch": torch.get_rng_state()}
+    numpy_state: Any = np.random.get_state(legacy=False)
+    numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
+    states: dict[str, Any] = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state_all()
     return states
@@ -256,8 +263,9 @@ def _random_states() -> dict[str, Any]:
 
 def _set_random_states(states: dict[str, Any]) -> None:
     random.setstate(states["python"])
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    numpy_state = states["numpy"]
+    numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], dtype=np.uint32)
+    np.random.set_state(numpy_state)
     torch.set_rng_state(states["torch"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(states["cuda"])

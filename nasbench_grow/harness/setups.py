@@ -34,7 +34,7 @@ class Setup:
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         if isinstance(thing, Tensor) and thing.ndim != 4:
             return thing.to(self.device)
-        return thing.to(self.device, memory_format=memory_format)  # type: ignore[call-overload, no-any-return]
+        return thing.to(self.device, memory_format=memory_format)  # type: ignore[call-overload]
 
 
 SETUPS = {

@@ -33,6 +33,9 @@ RECORD_FIELDS = (
 )
 STATUSES = ("ok", "failed", "diverged")
 
+_HISTORY = '{{"run_key": "{key}", "epochs": [\n{lines}\n]}}\n'
+"""A history file: JSON, with each epoch on a line of its own."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -53,11 +56,12 @@ class Store:
         self._repair = repair
 
     def record(self, key: str) -> Record | None:
-        """The record of a cell, or None where there is none (or none that can be read)."""
+        """The record of a cell, or None where there is none, or where it or its history is damaged."""
         path = self._path("records", key)
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             _check_record(record, key)
+            self._check_history(key)
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -75,11 +79,13 @@ class Store:
     def write_record(self, record: Record) -> None:
         """Keep the final record of a cell, in place of any older one."""
         _check_record(record, record["run_key"])
-        self._write(self._path("records", record["run_key"]), _json(record))
+        data = json.dumps(_finite(record), indent=1, allow_nan=False) + "\n"
+        self._write(self._path("records", record["run_key"]), data.encode())
 
     def write_history(self, key: str, epochs: list[dict[str, Any]]) -> None:
         """Keep what happened in every epoch so far."""
-        self._write(self._path("histories", key), _json({"run_key": key, "epochs": epochs}))
+        lines = ",\n".join(json.dumps(_finite(epoch), allow_nan=False) for epoch in epochs)
+        self._write(self._path("histories", key), _HISTORY.format(key=key, lines=lines).encode())
 
     def write_log(self, key: str, text: str) -> Path:
         """Keep a traceback; returns the file's path."""
@@ -142,6 +148,24 @@ class Store:
         finally:
             lock.release()
 
+    def _check_history(self, key: str) -> None:
+        """Raise ValueError, after setting it aside, if a history is not whole; a missing one is no fault.
+
+        Only its ends are read, because histories are long and this is asked of every finished cell.
+        """
+        path = self._path("histories", key)
+        head, tail = (part.encode() for part in _HISTORY.format(key=key, lines="|").split("|"))
+        try:
+            with open(path, "rb") as file:
+                whole = file.read(len(head)) == head
+                file.seek(-min(len(tail), file.seek(0, os.SEEK_END)), os.SEEK_END)
+                whole = whole and file.read() == tail
+        except FileNotFoundError:
+            return
+        if not whole:
+            self._set_aside(path, "not a whole history")
+            raise ValueError(f"its history {path} is damaged")
+
     def _path(self, kind: str, key: str) -> Path:
         suffix = {"checkpoints": ".pt", "locks": ".lock", "logs": ".txt"}.get(kind, ".json")
         return self.root / kind / f"{key}{suffix}"
@@ -167,7 +191,7 @@ class Store:
         if not self._repair:
             _log.warning("damaged: %s (%s); its cell counts as not run", path, reason)
             return
-        folder = self.root / "damaged"
+        folder = self.root / "damaged" / path.parent.name
         target = folder / path.name
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -192,10 +216,6 @@ def _check_record(record: Any, key: str) -> None:
         raise ValueError(f"its run key is {record['run_key']!r}")
     if record["status"] not in STATUSES:
         raise ValueError(f"unknown status {record['status']!r}")
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(_finite(value), indent=1, allow_nan=False) + "\n").encode()
 
 
 def _finite(value: Any) -> Any:

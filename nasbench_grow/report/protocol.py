@@ -14,6 +14,8 @@ PROTOCOL = ["task", "backbone", "setup", "epochs", "train_samples"]
 """Cells that agree in these were run under the same rules; only they share a table or a figure."""
 
 _ORDER = ("dense", "uniform", "random", "l1", "grow", "grow-paper")
+_MACHINE = {"cpu": "", "cores": " cores", "threads": " threads", "memory_gib": " GiB", "gpu": "", "platform": ""}
+"""What is said of the machine, with units."""
 
 
 def method_order(methods: set[str]) -> list[str]:
@@ -24,10 +26,6 @@ def method_order(methods: set[str]) -> list[str]:
 def is_growing(method: str) -> bool:
     """Whether a method is the growing one or a variant of it (``grow-…``)."""
     return method == "grow" or method.startswith("grow-")
-
-
-_MACHINE = {"cpu": "", "cores": " cores", "threads": " threads", "memory_gib": " GiB", "gpu": "", "platform": ""}
-"""What is said of the machine, with units."""
 
 
 @dataclass(frozen=True)
