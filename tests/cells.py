@@ -1,4 +1,4 @@
-"""A small cell that trains in a fraction of a second, and methods that misbehave in known ways, for the harness tests."""
+"""A small cell that trains in a fraction of a second, and methods that misbehave in known ways, for tests."""
 
 from __future__ import annotations
 
