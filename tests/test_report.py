@@ -177,6 +177,19 @@ def test_a_step_is_taken_from_the_networks_macs_where_nothing_is_logged(tmp_path
     assert table_of(tmp_path, tables.requirements)["largest_step"].item() == pytest.approx(0.2)
 
 
+def test_a_run_that_is_full_grown_after_one_epoch_did_not_grow_gradually_unless_it_logs_its_steps(
+    tmp_path: Path,
+) -> None:
+    silent, logged = record("grow", 0.5, 0), record("grow", 0.5, 1)
+    write(tmp_path, [silent, logged], with_histories=False)
+    for run, log in ((silent, {"cost": 0.5}), (logged, {"cost": 0.5, "largest_step": 0.11})):
+        history = {"run_key": run["run_key"], "epochs": [{"epoch": at, "macs": 1, "log": log} for at in (1, 2)]}
+        (tmp_path / "histories" / f"{run['run_key']}.json").write_text(json.dumps(history))
+    data = table_of(tmp_path, tables.requirements)
+    assert list(data["largest_step"]) == [0.5, 0.11]
+    assert list(data["grows_gradually"]) == [False, True]
+
+
 # --- files ---
 
 

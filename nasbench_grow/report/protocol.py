@@ -139,13 +139,26 @@ def cost_by_epoch(cell: pd.Series[Any], histories: pd.DataFrame) -> pd.Series[fl
     return run["log_cost"].astype(float).fillna(share) if "log_cost" in run else share
 
 
+def largest_step(cell: pd.Series[Any], histories: pd.DataFrame) -> float:
+    """The largest change of a run's cost by one restructuring, as a share of the dense MACs; NaN where unknown.
+
+    This is what the method logs as ``largest_step``. A method that does not log it is judged by the net change over
+    whole epochs, the first one from nothing, as a seed costs next to nothing.
+    """
+    run = histories[histories["run_key"] == cell["run_key"]]
+    if "log_largest_step" in run and run["log_largest_step"].notna().any():
+        return float(run["log_largest_step"].astype(float).max())
+    costs = cost_by_epoch(cell, histories)
+    return float(costs.diff().fillna(costs).abs().max())
+
+
 def provenance(cells: pd.DataFrame) -> str:
     """Machine, versions and code of the cells, in a sentence each."""
-    machine = [
-        f"{_one_or_list(cells, f'hardware_{part}')}{unit}"
-        for part, unit in _MACHINE.items()
-        if _one_or_list(cells, f"hardware_{part}")
-    ]
+    machine = []
+    for part, unit in _MACHINE.items():
+        value = _one_or_list(cells, f"hardware_{part}")
+        if value:
+            machine.append(value + (unit.removesuffix("s") if value == "1" else unit))
     versions = [
         f"{column.removeprefix('versions_')} {_one_or_list(cells, column)}"
         for column in cells.columns
