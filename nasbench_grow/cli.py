@@ -202,7 +202,8 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from nasbench_grow import report
 
-    report.write(arguments.results)
+    page, *others = report.write(arguments.results)
+    print(f"{page} and {len(others)} tables and figures")
     return OK
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cells import small_cell, use_methods
+from cells import finished_record, small_cell, use_methods
 
 from nasbench_grow import cli
 from nasbench_grow.harness import reproduce
@@ -118,6 +118,15 @@ def test_reproduce_says_what_it_did(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out == f"2 cells in {tmp_path}: 1 ok, 1 failed\n"
     assert cli.main(["reproduce", "--profile", "smokey"]) == 2
     assert "did you mean 'smoke'" in capsys.readouterr().err
+
+
+def test_report_says_where_the_page_is(tmp_path, capsys):
+    cell = small_cell()
+    Store(tmp_path).write_record(finished_record(cell, val_metric=0.5, hardware={}, versions={}))
+    assert cli.main(["report", "--results", str(tmp_path)]) == 0
+    assert str(tmp_path / "README.md") in capsys.readouterr().out
+    assert cli.main(["report", "--results", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
 
 
 def test_data_fetch_says_where_the_data_are(capsys):

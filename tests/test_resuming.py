@@ -1,0 +1,31 @@
+"""Every shipped method, interrupted and resumed, ends with the bits of the run that was not interrupted."""
+
+import pytest
+from cells import small_cell
+
+from nasbench_grow import registry
+from nasbench_grow.harness.runner import run_cell
+from nasbench_grow.harness.store import Store
+
+
+@pytest.mark.parametrize("method", ["dense", "uniform", "random", "l1", "grow", "grow-paper"])
+def test_an_interrupted_method_goes_on_to_the_same_bits(tmp_path, method):
+    cell = small_cell(method=method, budget=0.5, epochs=3, backbone="cifar_resnet20")
+    whole = run_cell(cell, Store(tmp_path / "whole"))
+    assert whole["status"] == "ok", whole["error"]
+    store = Store(tmp_path / "pieces")
+
+    def interrupt(entry):
+        if entry["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(cell, store, progress=interrupt)
+    pieces = run_cell(cell, store)
+    for field in ("status", "weights_sha256", "macs", "train_macs", "val_metric", "soft_val_metric", "test_metric"):
+        assert pieces[field] == whole[field], field
+
+
+def test_the_list_above_is_complete():
+    shipped = {name for name, cls in registry.methods().items() if cls.__module__.startswith("baselines.")}
+    assert shipped == {"dense", "uniform", "random", "l1", "grow", "grow-paper"}
