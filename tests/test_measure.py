@@ -1,0 +1,69 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from nasbench_grow.harness import measure
+from nasbench_grow.harness.setups import SETUPS
+
+
+def test_the_fingerprint_changes_with_a_single_bit_and_with_the_layout_of_names():
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    same, other = copy.deepcopy(network), copy.deepcopy(network)
+    with torch.no_grad():
+        other[0].weight.view(torch.int32).flatten()[0] ^= 1
+    fingerprint = measure.weights_sha256(network)
+    assert measure.weights_sha256(same) == fingerprint
+    assert measure.weights_sha256(other) != fingerprint
+    assert measure.weights_sha256(nn.Sequential(network)) != fingerprint
+    assert measure.weights_sha256(SETUPS["cpu-channels-last"].place(same)) == fingerprint, "memory layout is no matter"
+
+
+@pytest.mark.skipif(not measure.Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_peak_memory_sees_what_came_after_it_began():
+    mebibyte = 2**20
+    torch.ones(40 * mebibyte, dtype=torch.uint8).sum()  # gone before the meter begins
+    peak = measure.PeakMemory()
+    before = peak.bytes()
+    block = torch.ones(20 * mebibyte, dtype=torch.uint8)
+    del block
+    assert 18 * mebibyte < peak.bytes() - before < 30 * mebibyte
+
+
+def test_latency_is_measured_in_eval_mode_and_leaves_the_network_as_it_was():
+    modes = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            modes.append(self.training)
+            return x
+
+    network = Spy().train()
+    assert measure.latency_ms(network, torch.zeros(1)) >= 0
+    assert not any(modes)
+    assert network.training
+
+
+def test_output_channels_are_those_of_convolutions_and_linear_layers():
+    network = nn.Sequential(nn.Conv1d(1, 2, 1), nn.BatchNorm1d(2), nn.Sequential(nn.ConvTranspose2d(2, 3, 1)))
+    network.append(nn.Linear(3, 4))
+    assert measure.output_channels(network) == {"0": 2, "2.0": 3, "3": 4}
+
+
+def test_the_machine_and_the_versions_are_named():
+    assert set(measure.hardware()) == {"cpu", "cores", "threads", "memory_gib", "gpu", "platform"}
+    assert measure.hardware()["memory_gib"] > 0
+    assert measure.versions()["torch"] == torch.__version__
+    assert measure.code_version()
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_a_setup_places_inputs_and_weights_alike(name):
+    setup = SETUPS[name]
+    expected = torch.channels_last if setup.channels_last else torch.contiguous_format
+    images, network = setup.place(torch.zeros(2, 3, 4, 4)), setup.place(nn.Conv2d(3, 5, 3))
+    assert images.is_contiguous(memory_format=expected)
+    assert network.weight.is_contiguous(memory_format=expected)
+    assert setup.place(torch.zeros(7)).shape == (7,)
+    assert setup.available() == (True, "")
