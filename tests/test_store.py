@@ -82,6 +82,19 @@ def test_looking_only_leaves_a_damaged_record_where_it_is(tmp_path, caplog):
     assert path.read_text() == "{"
 
 
+def test_two_processes_may_find_the_same_damage(tmp_path, monkeypatch):
+    path = record_path(tmp_path)
+    path.parent.mkdir()
+    path.write_text("{")
+
+    def move(source, target):
+        path.unlink()  # as the other process's move does, a moment before ours
+        raise FileNotFoundError(source)
+
+    monkeypatch.setattr("shutil.move", move)
+    assert Store(tmp_path).record(KEY) is None
+
+
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
     store = Store(tmp_path)
     weights = torch.randn(3, 4)

@@ -200,6 +200,8 @@ class Store:
                 number += 1
                 target = folder / f"{path.stem}-{number}{path.suffix}"
             shutil.move(path, target)
+        except FileNotFoundError:
+            return  # another process has just set it aside
         except OSError as error:
             raise _store_error("move", path, error) from error
         _log.warning("damaged: %s (%s); moved to %s, its cell will be run again", path, reason, target)
