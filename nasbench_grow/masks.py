@@ -36,7 +36,7 @@ class Masks(ABC):
         self.granularity, self.periods = granularity, periods
         self.generator = torch.Generator().manual_seed(seed)
         self.present = space.seed()
-        self.ages = self.present.double()
+        self.ages = space.effective(self.present).double()
         self.logits = torch.zeros(len(space))
         self.dense_macs = space.macs(space.full())
         self.seed_macs = space.macs(space.seed())
@@ -88,7 +88,7 @@ class Masks(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what :meth:`state_dict` gave."""
-        self.present, self.ages = state["present"], state["ages"]
+        self.present, self.ages = state["present"], state["ages"].clone()
         with torch.no_grad():
             self.logits.copy_(state["logits"])
         self.generator.set_state(state["generator"])
@@ -180,7 +180,7 @@ class PricedMasks(Masks):
             quantiles = (torch.arange(count).flip(0) + offset.clamp(0.01, 0.99)) / max(count, 1)
             order = torch.randperm(count, generator=self.generator)
             if index < len(self.space.groups):
-                order = torch.cat([torch.zeros(1, dtype=torch.long), 1 + order[order > 0] - 1])
+                order = torch.cat([torch.zeros(1, dtype=torch.long), order[order > 0]])
             noise[span.start + order] = torch.logit(quantiles)
         return noise
 

@@ -1,0 +1,333 @@
+"""The masks against the paper's equations worked by hand, and what the priced masks promise for any run."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_networks import EXAMPLE, Plain, Residual, seeded
+from torch import Tensor
+
+from nasbench_grow.discovery import discover
+from nasbench_grow.masks import Masks, PaperMasks, PricedMasks
+from nasbench_grow.presets import PRESETS, Preset
+from nasbench_grow.space import Space
+
+PAPER = PRESETS["paper"]
+PRICED = replace(PRESETS["default"], growth=0.5, settle=0.8, selectivity=0.3)
+KINDS = {"paper": (PaperMasks, PAPER), "priced": (PricedMasks, PRICED)}
+
+
+@cache
+def space_of(make: type) -> Space:
+    return discover(seeded(make), EXAMPLE)
+
+
+def paper(
+    preset: Preset = PAPER, budget: float = 0.5, periods: int = 20, seed: int = 0, net: type = Plain
+) -> PaperMasks:
+    return PaperMasks(space_of(net), preset, budget, 1, periods, seed)
+
+
+def priced(preset: Preset = PRICED, net: type = Plain, **changes: Any) -> PricedMasks:
+    arguments = {"budget": 0.5, "granularity": 1, "periods": 20, "seed": 0, **changes}
+    return PricedMasks(space_of(net), preset, **arguments)
+
+
+def learn(masks: Masks, slopes: Tensor, scale: float = 1.0) -> None:
+    """One mini-batch whose loss has the gradient ``scale * slopes`` with respect to the gates."""
+    (masks.gates() @ (scale * slopes) + masks.penalty()).backward()
+    masks.step()
+
+
+def slopes_of(masks: Masks, seed: int) -> Tensor:
+    return torch.randn(len(masks.space), generator=torch.Generator().manual_seed(seed))
+
+
+def saved(state: dict) -> dict:
+    """The state as a checkpoint gives it back."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def one_step_larger(masks: Masks) -> list[Tensor]:
+    """Every network that has one allowed step of width, or one layer, more than the sampled one."""
+    larger = []
+    for group in masks.space.groups:
+        width = int(masks.present[group.structures].sum())
+        if width < group.size and masks.space.layer_present(masks.present, group.layer):
+            step = 1 if width < masks.granularity else masks.granularity
+            wider = masks.present.clone()
+            absent = torch.nonzero(~wider[group.structures]).flatten()[:step]
+            wider[group.start + absent] = True
+            larger.append(wider)
+    for number in range(masks.space.filters, len(masks.space)):
+        if not masks.present[number]:
+            deeper = masks.present.clone()
+            deeper[number] = True
+            larger.append(deeper)
+    return larger
+
+
+# --- the paper's equations ---
+
+
+def test_gates_are_the_sigmoid_of_temperature_times_logit():
+    masks = paper()
+    with torch.no_grad():
+        masks.logits.copy_(torch.linspace(-2, 2, len(masks.space)))
+    betas, logits = masks.temperatures.tolist(), masks.logits.tolist()
+    by_hand = [1 / (1 + math.exp(-beta * logit)) for beta, logit in zip(betas, logits, strict=True)]
+    assert masks.gates().tolist() == pytest.approx(by_hand, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_temperatures_rise_with_the_periods_that_a_structure_was_present(kind):
+    make, preset = KINDS[kind]
+    masks = make(space_of(Residual), preset, 0.5, 1, 8, 0)
+    tally = masks.space.effective(masks.present).double()
+    for period in range(1, 8):
+        assert masks.temperatures.tolist() == pytest.approx(
+            [preset.beta_start * preset.beta_growth ** (t / 8) for t in tally.tolist()]
+        )
+        masks.resample(0.1 * period)
+        tally += masks.space.effective(masks.present)
+    assert tally.max() == 8, "the seed was present in every period"
+    assert masks.temperatures.max().item() == pytest.approx(preset.beta_start * preset.beta_growth)
+
+
+def test_a_filter_in_an_absent_layer_keeps_its_temperature():
+    masks = paper(net=Residual)
+    before = masks.ages.clone()
+    with torch.no_grad():
+        masks.logits[: masks.space.filters] = 50.0
+        masks.logits[masks.space.filters :] = -50.0
+    masks.resample(0.5)
+    inside = torch.zeros(len(masks.space), dtype=torch.bool)
+    for group in masks.space.groups:
+        inside[group.structures] = group.layer is not None
+    assert torch.equal(masks.ages[inside], before[inside])
+    assert torch.equal(masks.ages[~inside][:-3], before[~inside][:-3] + 1)
+
+
+@pytest.mark.parametrize("budget", [0.1, 0.5, 1.0])
+def test_the_price_is_proportional_to_the_missing_sparsity(budget):
+    masks = paper(replace(PAPER, price_base=0.7), budget=budget)
+    dense = masks.space.macs(masks.space.full())
+    sparsity = 1 - masks.space.macs(masks.present) / dense
+    assert masks.price == pytest.approx(0.7 * ((1 - budget) - sparsity))
+    assert masks.price < 0, "the seed is sparser than the target: growth is rewarded"
+    with torch.no_grad():
+        masks.logits.fill_(50.0)
+    masks.resample(0.5)
+    assert masks.price == pytest.approx(0.7 * (1 - budget)), "the dense network has sparsity 0"
+
+
+def test_the_penalty_is_the_price_times_the_sum_of_the_gates():
+    masks = paper()
+    assert masks.penalty().item() == pytest.approx(masks.price * masks.gates().sum().item())
+
+
+def test_one_gradient_step_by_hand():
+    masks = paper(replace(PAPER, mask_learning_rate=0.2, mask_momentum=0.9))
+    slopes = slopes_of(masks, 1)
+    before, beta, price = masks.logits.detach().double(), masks.temperatures.double(), masks.price
+    gate = torch.sigmoid(beta * before)
+    gradient = beta * gate * (1 - gate) * (slopes.double() + price)
+    learn(masks, slopes)
+    assert torch.allclose(masks.logits.detach().double(), before - 0.2 * gradient, atol=1e-6)
+
+    first = masks.logits.detach().double()
+    gate = torch.sigmoid(beta * first)
+    velocity = 0.9 * gradient + beta * gate * (1 - gate) * (slopes.double() + price)
+    learn(masks, slopes)
+    assert torch.allclose(masks.logits.detach().double(), first - 0.2 * velocity, atol=1e-6)
+
+
+def test_structures_are_sampled_with_the_probability_of_their_gate():
+    masks = paper(replace(PAPER, beta_growth=1.0), periods=2000)  # a constant temperature of 1
+    group = masks.space.groups[1]
+    wanted = torch.linspace(0.05, 0.95, group.size)
+    with torch.no_grad():
+        masks.logits[group.structures] = torch.logit(wanted)
+    draws = 2000
+    counts = torch.zeros(group.size)
+    for _ in range(draws):
+        counts += masks.resample(0.5)[group.structures]
+    deviation = (counts - draws * wanted) / torch.sqrt(draws * wanted * (1 - wanted))
+    assert deviation.abs().max() < 4.5
+
+
+def test_hardening_keeps_the_positive_logits_and_one_filter_in_every_group():
+    masks = paper(net=Residual)
+    with torch.no_grad():
+        masks.logits.copy_(slopes_of(masks, 3))
+        masks.logits[0] = 0.0  # not above zero
+        empty = masks.space.groups[1]
+        masks.logits[empty.structures] = -torch.arange(1.0, empty.size + 1).flip(0)
+    hard = masks.harden()
+    expected = masks.logits.detach() > 0
+    expected[empty.start + empty.size - 1] = True  # the highest logit of a group with none above zero
+    assert torch.equal(hard, expected)
+
+
+@given(st.integers(0, 1000), st.floats(-50, 50))
+@settings(max_examples=30, deadline=None)
+def test_no_sampled_group_is_ever_empty(seed, logit):
+    masks = paper(seed=seed, net=Residual)
+    with torch.no_grad():
+        masks.logits.fill_(logit)
+    for present in (masks.resample(0.3), masks.harden()):
+        assert all(present[group.structures].any() for group in masks.space.groups)
+
+
+# --- priced masks ---
+
+
+@given(
+    budget=st.floats(0.05, 1.0),
+    seed=st.integers(0, 1000),
+    granularity=st.sampled_from([1, 2, 4, 8]),
+    periods=st.integers(4, 60),
+    net=st.sampled_from([Plain, Residual]),
+)
+@settings(max_examples=25, deadline=None)
+def test_the_cost_follows_the_schedule_to_one_step_of_width(budget, seed, granularity, periods, net):
+    masks = priced(budget=budget, periods=periods, seed=seed, granularity=granularity, net=net)
+    dense = masks.dense_macs
+    for period in range(1, periods):
+        progress = (period + 1) / periods
+        if progress > masks.preset.settle:
+            break
+        learn(masks, slopes_of(masks, period) * masks.space.effective(masks.present))
+        masks.resample(progress)
+        target = masks.target(progress)
+        assert masks.cost <= target or torch.equal(masks.present, masks.space.seed())
+        for larger in one_step_larger(masks):
+            assert masks.space.macs(larger) > target * dense
+        for group in masks.space.groups:
+            width = int(masks.present[group.structures].sum())
+            assert width <= granularity or width % granularity == 0 or width == group.size
+
+
+@given(budget=st.floats(0.05, 1.0), periods=st.integers(2, 100))
+@settings(max_examples=30, deadline=None)
+def test_the_schedule_rises_from_the_seed_to_the_budget(budget, periods):
+    masks = priced(budget=budget, periods=periods)
+    targets = [masks.target(period / periods) for period in range(periods + 1)]
+    assert targets[0] == pytest.approx(masks.cost)
+    assert targets[-1] == pytest.approx(budget)
+    assert targets == sorted(targets)
+
+
+def run(masks: PricedMasks, scale: float = 1.0, repeats: int = 1) -> list[Tensor]:
+    """Three mini-batches a period, each ``repeats`` times; what is chosen at every resample."""
+    chosen = []
+    for period in range(1, masks.periods):
+        for batch in range(3):
+            slopes = slopes_of(masks, 100 * period + batch) * masks.space.effective(masks.present)
+            for _ in range(repeats):
+                learn(masks, slopes, scale)
+        chosen.append(masks.resample((period + 1) / masks.periods).clone())
+    return chosen
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("net", [Plain, Residual])
+def test_neither_the_scale_of_the_loss_nor_the_number_of_steps_matters(seed, net):
+    reference = run(priced(seed=seed, net=net))
+    assert all(map(torch.equal, run(priced(seed=seed, net=net), scale=1e3), reference))
+    assert all(map(torch.equal, run(priced(seed=seed, net=net), repeats=10), reference))
+
+
+def test_structures_that_are_worth_more_are_preferred():
+    def total_width(worth: float) -> int:
+        """Of the first group, summed over the periods, if its filters' gates have that gradient and all others 0.1."""
+        masks = priced(replace(PRICED, selectivity=1.0), periods=40)
+        group = masks.space.groups[0]
+        slopes = torch.full((len(masks.space),), 0.1)
+        slopes[group.structures] = worth
+        total = 0
+        for period in range(1, 16):
+            learn(masks, slopes * masks.space.effective(masks.present))
+            total += int(masks.resample((period + 1) / 40)[group.structures].sum())
+        return total
+
+    assert total_width(0.01) < total_width(0.1) < total_width(1.0)
+
+
+def test_nothing_changes_after_settling():
+    masks = priced(replace(PRICED, growth=0.3, settle=0.5))
+    settled = masks.resample(0.5).clone()
+    for progress in (0.55, 0.8, 1.0):
+        learn(masks, 10 * slopes_of(masks, int(100 * progress)))
+        assert torch.equal(masks.resample(progress), settled)
+    assert torch.equal(masks.harden(), settled)
+
+
+@given(seed=st.integers(0, 1000), threshold=st.floats(-5, 5))
+@settings(max_examples=50, deadline=None)
+def test_without_selectivity_any_price_buys_the_same_share_of_every_group(seed, threshold):
+    masks = priced(replace(PRICED, selectivity=0.0), seed=seed, net=Residual)
+    above = [int((masks.noise[group.structures] > threshold).sum()) for group in masks.space.groups]
+    assert {group.size for group in masks.space.groups} == {12}
+    assert max(above) - min(above) <= 1
+
+
+def test_the_seed_filter_stays_while_its_group_is_not_appraised():
+    masks = priced(replace(PRICED, selectivity=0.0), budget=0.6)
+    seed = masks.space.seed()
+    for period in range(1, 20):
+        assert masks.resample((period + 1) / 20)[seed].all()
+
+
+# --- both ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_state_continues_identically(kind):
+    make, preset = KINDS[kind]
+    arguments = (space_of(Residual), preset, 0.6, 1, 12)
+    masks = make(*arguments, 0)
+
+    def period(masks: Masks, number: int) -> Tensor:
+        learn(masks, slopes_of(masks, number))
+        masks.resample(number / 20)
+        return torch.cat([masks.present.double(), masks.ages, masks.logits.detach().double(), masks.temperatures])
+
+    for number in range(2, 6):
+        period(masks, number)
+    learn(masks, slopes_of(masks, 99))  # a state in the middle of a period
+    state = saved(masks.state_dict())
+    untouched = copy.deepcopy(state)
+    expected = [period(masks, number) for number in range(6, 12)]
+    for _ in range(2):  # the state can be loaded again: continuing does not change it
+        other = make(*arguments, seed=7)
+        other.load_state_dict(state)
+        assert all(torch.equal(period(other, number), expected[number - 6]) for number in range(6, 12))
+    assert torch.equal(state["ages"], untouched["ages"])
+    assert torch.equal(state["logits"], untouched["logits"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_seed_decides_what_is_sampled(kind):
+    make, preset = KINDS[kind]
+
+    def sampled(seed: int) -> Tensor:
+        masks = make(space_of(Plain), preset, 0.5, 1, 10, seed)
+        with torch.no_grad():
+            masks.logits.zero_()
+        return masks.resample(0.5)
+
+    assert torch.equal(sampled(1), sampled(1))
+    assert not torch.equal(sampled(1), sampled(2))

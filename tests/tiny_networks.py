@@ -1,0 +1,87 @@
+"""Networks small enough to grow within a test, and batches for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nasbench_grow.contract import Splits
+from nasbench_grow.tasks.digits import Digits
+
+EXAMPLE = torch.zeros(1, 1, 8, 8)
+
+
+class Plain(nn.Module):
+    """Three 3 x 3 convolutions with batch norm, none removable: (B, 1, 8, 8) to (B, 10)."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.fc = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        x = F.relu(self.bn3(self.conv3(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+class Block(nn.Module):
+    """A residual block that can be removed."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+
+class Residual(nn.Module):
+    """A stem and three removable blocks on one stream: (B, 1, 8, 8) to (B, 10)."""
+
+    def __init__(self, width: int = 12) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, width, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.blocks = nn.Sequential(Block(width), Block(width), Block(width))
+        self.fc = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.blocks(F.relu(self.norm(self.stem(x)))).mean((2, 3)))
+
+
+def seeded(make: type[nn.Module], seed: int = 0) -> nn.Module:
+    """A fresh network with the same weights at each call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def sgd(network: nn.Module) -> torch.optim.Optimizer:
+    """SGD with momentum and weight decay."""
+    return torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+
+
+@cache
+def digits() -> Splits:
+    """The digits task's splits, read once."""
+    return Digits().load(torch.device("cpu"))
+
+
+def digit_batches(epoch: int, steps: int, batch_size: int = 16) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first ``steps`` batches of an epoch."""
+    batches = digits().train.epoch(epoch, batch_size, seed=0)
+    return (batch for batch, _ in zip(batches, range(steps), strict=False))
