@@ -1,0 +1,106 @@
+"""The command line of the benchmark: see ``python -m nasbench_grow.bench --help``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from nasbench_grow.bench import memory, record, restructure, startup, step_time
+from nasbench_grow.bench.settings import FULL, QUICK, Settings
+from nasbench_grow.errors import UserError, unknown
+
+PARTS: dict[str, ModuleType] = {
+    module.__name__.rpartition(".")[2]: module for module in (step_time, restructure, memory, startup)
+}
+"""Each part has a SUMMARY, ``measure(settings)`` and ``tables(record)``."""
+
+_EPILOG = """\
+parts:
+{parts}
+
+Each part writes DIR/NAME.json (raw measurements with machine, versions and date) and DIR/NAME.md (tables with targets),
+and puts its tables into the performance page. Everything takes about six minutes on two cores; keep the machine idle.
+A part that is stopped leaves its old record; give its name to run it alone.
+
+examples:
+  python -m nasbench_grow.bench                     measure everything
+  python -m nasbench_grow.bench memory startup      two parts only
+  python -m nasbench_grow.bench step_time --quick   does it work? tiny sizes, meaningless times, nothing is written"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the parts that were asked for and prints their tables; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        for name in arguments.names:
+            if name not in PARTS:
+                raise unknown("part", name, PARTS)
+        if arguments.quick:
+            run(arguments.names or PARTS, QUICK)
+        else:
+            run(arguments.names or PARTS, FULL, arguments.out, arguments.page)
+    except UserError as error:
+        print(f"bench: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nbench: interrupted; the parts that were finished are kept, name the others to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(names: Collection[str], settings: Settings, out: Path | None = None, page: Path | None = None) -> None:
+    """Measures each part, then prints all tables.
+
+    Args:
+        names: which parts.
+        settings: how much to measure.
+        out: folder for records, tables and the figure; None: nothing is written.
+        page: a document that shows the tables between markers; left alone where it does not exist.
+    """
+    found = {}
+    for name in names:
+        print(f"bench: {name}: {PARTS[name].SUMMARY}", file=sys.stderr)
+        result = record.provenance(name, settings)
+        result |= PARTS[name].measure(settings)
+        found[name] = PARTS[name].tables(result)
+        if out is not None:
+            _keep(result, found[name], out, page)
+    for name, tables in found.items():
+        print(f"\n# {name}\n\n{tables}")
+
+
+def _keep(result: record.Record, tables: str, out: Path, page: Path | None) -> None:
+    """Writes the record, its tables, the figure of the step times, and the tables into the page."""
+    name = result["part"]
+    record.write_json(out / f"{name}.json", result)
+    record.write(out / f"{name}.md", tables + "\n")
+    if name == "step_time":
+        from nasbench_grow.bench import figure
+
+        figure.save(figure.draw(result), out / "step_time.png")
+    if page is not None and page.exists():
+        record.write(page, record.embed(page.read_text(encoding="utf-8"), name, tables))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parts = "\n".join(f"  {name:12} {module.SUMMARY}" for name, module in PARTS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m nasbench_grow.bench",
+        description="Measure on this machine what the suite promises about time and memory.",
+        epilog=_EPILOG.format(parts=parts),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="parts to measure (default: all)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works; writes nothing")
+    parser.add_argument("--out", type=Path, default=Path("results/bench"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--page", type=Path, default=Path("docs/performance.md"), metavar="FILE", help="default: %(default)s"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""The figure of the step times: does the time fall with the MACs?"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nasbench_grow.bench.record import Record
+from nasbench_grow.bench.step_time import against_dense
+from nasbench_grow.report.style import RC
+
+_LOOKS = {
+    ("uniform", 1): ("#CC79A7", "X"),
+    ("uniform", 4): ("#E69F00", "v"),
+    ("uniform", 8): ("#D55E00", "o"),
+    ("uniform", 16): ("#0072B2", "^"),
+    "random": ("#009E73", "D"),
+    "internal": ("#56B4E9", "P"),
+    "depth": ("#000000", "*"),
+}
+"""Colour and marker of a granularity or kind."""
+
+
+def draw(record: Record) -> Figure:
+    """A panel for each backbone and memory layout: step time against MACs, both relative to the dense network."""
+    networks = record["networks"]
+    backbones = list(dict.fromkeys(network["backbone"] for network in networks))
+    setups = list(dict.fromkeys(network["setup"] for network in networks))
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(3.4 * len(setups) + 1.6, 3.0 * len(backbones)), layout="constrained")
+        panels = figure.subplots(len(backbones), len(setups), squeeze=False, sharex=True, sharey=True)
+        for row, backbone in enumerate(backbones):
+            for column, setup in enumerate(setups):
+                axes = panels[row][column]
+                _panel(axes, record, backbone, setup)
+                axes.set_title(f"{backbone}, set-up {setup}")
+                if row == len(backbones) - 1:
+                    axes.set_xlabel("MACs, share of dense")
+                if column == 0:
+                    axes.set_ylabel("step time, share of dense")
+        found: dict[str, Artist] = {}
+        for axes in panels.flat:
+            handles, labels = axes.get_legend_handles_labels()
+            found |= dict(zip(labels, handles, strict=True))
+        figure.legend(list(found.values()), list(found), loc="outside right center")
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a PNG file atomically."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(buffer.getvalue())
+    os.replace(part, path)
+
+
+def _panel(axes: Axes, record: Record, backbone: str, setup: str) -> None:
+    axes.plot([0, 1], [0, 1], color="#999999", linewidth=1, label="time = MACs")
+    for network in record["networks"]:
+        if (network["backbone"], network["setup"]) == (backbone, setup) and network["kind"] != "dense":
+            kind, granularity = network["kind"], network["granularity"]
+            colour, marker = _LOOKS.get((kind, granularity), _LOOKS.get(kind, ("#6E6E6E", "s")))
+            found = against_dense(record, network, fastest=False)
+            axes.errorbar(
+                network["macs"] / network["dense_macs"],
+                found.median,
+                yerr=[[found.median - found.low], [found.high - found.median]],
+                color=colour,
+                marker=marker,
+                markersize=7,
+                alpha=0.85,
+                linestyle="none",
+                elinewidth=1,
+                label=f"uniform, granularity {granularity}" if kind == "uniform" else kind,
+            )
+    axes.set_xlim(0, 0.7)
+    axes.set_ylim(bottom=0)

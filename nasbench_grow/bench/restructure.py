@@ -1,0 +1,137 @@
+"""What growing adds to plain training: seconds of a restructuring, and the gates' share of a step."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from nasbench_grow.bench.networks import Variant, backbone, batch, structures, sub_network
+from nasbench_grow.bench.record import Record, bar, origin, ratios, spread, table, verdict
+from nasbench_grow.bench.settings import EPOCH_STEPS, Settings
+from nasbench_grow.bench.steps import interleave, training_step
+from nasbench_grow.contract import Recipe
+from nasbench_grow.gating import GatedNetwork
+from nasbench_grow.grower import Grower
+from nasbench_grow.harness.cell import DEFAULT_SETUP
+from nasbench_grow.harness.setups import SETUPS
+from nasbench_grow.presets import PRESETS
+
+SUMMARY = "seconds of a restructuring as a share of an epoch, and what the gates add to a step"
+BUDGET = 0.5
+SHARE_LIMIT = 0.01
+"""A restructuring may take this share of the epoch that it begins."""
+_STEPS = 3
+"""Training steps between two restructurings; the last ones are timed, the first warms up."""
+
+
+class _TimedGrower(Grower):
+    """A grower that keeps the seconds of each restructuring and of the steps after it."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.periods: list[dict[str, Any]] = []
+
+    def _restructure(self) -> None:
+        start = time.perf_counter()
+        super()._restructure()
+        seconds = round(time.perf_counter() - start, 6)
+        self.periods.append({"seconds": seconds, "macs": self.macs, "step_seconds": []})
+
+    def _learn(self, inputs: Tensor, target: Tensor) -> Tensor:
+        start = time.perf_counter()
+        loss = super()._learn(inputs, target)
+        if self.periods:
+            self.periods[-1]["step_seconds"].append(round(time.perf_counter() - start, 6))
+        return loss
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """Restructurings from the seed on, and steps with and without gates, for each backbone."""
+    return {
+        "growth": [_growth(name, settings) for name in settings.backbones],
+        "gating": [_gating(name, settings) for name in settings.backbones],
+    }
+
+
+def tables(record: Record) -> str:
+    """Restructuring and gating, as Markdown."""
+    rows = []
+    for growth in record["growth"]:
+        times = [period["seconds"] for period in growth["periods"]]
+        shares = [
+            period["seconds"] / (EPOCH_STEPS * spread(period["step_seconds"][1:]).median)
+            for period in growth["periods"]
+        ]
+        costs = [period["macs"] / growth["dense_macs"] for period in growth["periods"]]
+        rows.append(
+            [
+                growth["backbone"],
+                len(times),
+                f"{min(costs):.2f}\N{EN DASH}{max(costs):.2f}",
+                f"{1000 * spread(times).median:.0f} ms",
+                f"{1000 * max(times):.0f} ms",
+                f"{spread(shares).median:.2%}",
+                f"{max(shares):.2%}",
+                f"{SHARE_LIMIT:.0%}",
+                verdict(max(shares), SHARE_LIMIT),
+            ]
+        )
+    header = ["backbone", "restructurings", "MACs", "median", "longest", "of an epoch, median", "largest", "target"]
+    growth_table = table([*header, "result"], rows)
+    rows = [[gating["backbone"], _milliseconds(gating, "plain"), _milliseconds(gating, "gated"),
+             ratios(gating["gated"], gating["plain"]).text()] for gating in record["gating"]]  # fmt: skip
+    gating_table = table(["backbone", "plain step", "with gates", "ratio"], rows)
+    notes = (
+        "A restructuring writes the sub-network back, chooses the structures of the next period, extracts their "
+        "network, makes its optimizer and carries the optimizer state. Its seconds are compared with an epoch of "
+        f"{EPOCH_STEPS} steps of the network that it makes. MACs are shares of the dense network's. The second table "
+        f"compares steps of one network of {BUDGET} of the dense MACs, in the same rounds, medians with quartiles."
+    )
+    return "\n\n".join([growth_table, gating_table, notes, origin(record)])
+
+
+def _growth(name: str, settings: Settings) -> dict[str, Any]:
+    """Grows from the seed until the budget is reached, restructuring every few steps."""
+    setup = SETUPS[DEFAULT_SETUP]
+    model, _ = backbone(name, settings)
+    inputs, targets = batch(settings, setup)
+    periods = PRESETS["default"].periods
+    assert periods is not None
+    grower = _TimedGrower(
+        setup.place(model),
+        inputs[:1],
+        budget=BUDGET,
+        epochs=periods,
+        steps_per_epoch=_STEPS,
+        loss=F.cross_entropy,
+        optimizer=Recipe(learning_rate=0.01).optimizer,
+        granularity=setup.granularity,
+    )
+    with bar(f"growing {name}", settings.restructurings + 1) as progress:
+        for _ in range(settings.restructurings + 1):
+            grower.train([(inputs, targets)] * _STEPS)
+            progress.update()
+    return {"backbone": name, "dense_macs": grower.dense_macs, "periods": grower.periods}
+
+
+def _gating(name: str, settings: Settings) -> dict[str, Any]:
+    """Seconds of a step of the same sub-network, plain and with gates, in every round."""
+    setup = SETUPS[DEFAULT_SETUP]
+    model, space = backbone(name, settings)
+    inputs, targets = batch(settings, setup)
+    present = structures(space, Variant("uniform", BUDGET, setup.granularity))
+    network = sub_network(space, model, present, setup)
+    gated = GatedNetwork(space, present, sub_network(space, model, present, setup)).train()
+    gates = present.float().requires_grad_()
+    steps = {
+        "plain": training_step(network, inputs, targets),
+        "gated": training_step(gated.network, inputs, targets, forward=lambda batch: gated(batch, gates)),
+    }
+    return {"backbone": name, **interleave(steps, settings.seconds / 3, settings.min_rounds, f"gates of {name}")}
+
+
+def _milliseconds(gating: dict[str, Any], which: str) -> str:
+    return f"{1000 * spread(gating[which]).median:.1f} ms"
