@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from nasbench_grow.contract import Batch, Job, Method
 from nasbench_grow.discovery import discover
+from nasbench_grow.errors import UserError
 from nasbench_grow.selection import select
 from nasbench_grow.space import Space
 from nasbench_grow.subnetwork import carry_optimizer, extract
@@ -35,13 +36,15 @@ class L1(Method):
     source = "Li et al., Pruning Filters for Efficient ConvNets, arXiv 1608.08710"
 
     def __init__(self, job: Job) -> None:
+        if job.epochs < 2:
+            raise UserError(f"l1 cannot run for {job.epochs} epoch: it prunes halfway; give --epochs 2 or more")
         self.job = job
         self.trained = job.build()
         self.space = discover(self.trained, job.example)
         self.present = self.space.full()
         self.optimizer = job.recipe.optimizer(self.trained)
         self.step = 0
-        self.prune_at = max(1, int(DENSE_SHARE * job.epochs)) * job.steps_per_epoch
+        self.prune_at = int(DENSE_SHARE * job.epochs) * job.steps_per_epoch
 
     def train_epoch(self, batches: Iterable[Batch]) -> float:
         """Trains for an epoch, pruning before it when its time has come."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -30,6 +31,17 @@ class Recipe:
     weight_decay: float = 5e-4
     warmup: float = 0.05
     """Share of the steps over which the learning rate rises linearly from zero."""
+
+    def for_samples(self, samples: int | None) -> Recipe:
+        """The recipe for a run on that many training samples (None: all of them).
+
+        Few samples make few steps, so the batch shrinks with them: the largest power of two that leaves 40 steps an
+        epoch, but at least 32, the learning rate in proportion.
+        """
+        if samples is None:
+            return self
+        batch_size = min(self.batch_size, max(32, 2 ** int(math.log2(max(1, samples // 40)))))
+        return replace(self, batch_size=batch_size, learning_rate=self.learning_rate * batch_size / self.batch_size)
 
     def learning_rate_at(self, progress: float) -> float:
         """Linear warm-up, then a cosine to zero; ``progress`` in [0, 1] is the share of the steps done."""
@@ -105,6 +117,10 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, network: nn.Module, split: Split, batch_size: int = 512) -> float:
         """The metric of ``network`` (put in eval mode, restored after) over a whole split, as a fraction."""
+
+    def fetch(self) -> Path | None:
+        """Finds or downloads the data; returns where they lie, None if the task makes them itself."""
+        return None
 
     def example(self) -> Tensor:
         """One zero input with a batch axis of 1, float32: for tracing and counting."""

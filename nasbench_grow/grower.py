@@ -77,6 +77,7 @@ class Grower:
         self.masks: Masks = kind(self.space, self.preset, budget, granularity, periods, seed)
         self.meter = meter or TrainingMeter()
         self.steps_done = 0
+        self.largest_step = 0.0
         self._take_up(self.masks.present)
 
     @property
@@ -114,8 +115,9 @@ class Grower:
 
     def _restructure(self) -> None:
         """Writes the sub-network back, samples the structures of the next period, and takes those up."""
-        before = self.masks.present
+        before, cost = self.masks.present, self.masks.cost
         after = self.masks.resample(min(1.0, (self.steps_done + self.period) / self.total_steps))
+        self.largest_step = max(self.largest_step, abs(self.masks.cost - cost))
         if not torch.equal(before, after):
             absorb(self.space, self.bank, before, self.gated.network)
             old = (before, self.gated.network, self.optimizer)
@@ -141,9 +143,9 @@ class Grower:
         return GatedNetwork(self.space, hard, network).fold(self.masks.gates().detach()).eval()
 
     def log(self) -> dict[str, float]:
-        """Scheduled and actual cost as shares of the dense MACs."""
+        """Scheduled cost, actual cost, and its largest change by one restructuring, as shares of the dense MACs."""
         progress = min(1.0, -(-self.steps_done // self.period) * self.period / self.total_steps)
-        return {"target": self.masks.target(progress), "cost": self.masks.cost}
+        return {"target": self.masks.target(progress), "cost": self.masks.cost, "largest_step": self.largest_step}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes: weights, present network, masks, optimizer, counters."""
@@ -153,13 +155,14 @@ class Grower:
             "optimizer": self.optimizer.state_dict(),
             "masks": self.masks.state_dict(),
             "steps_done": self.steps_done,
+            "largest_step": self.largest_step,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what :meth:`state_dict` gave, in a grower made with the same arguments."""
         self.bank.load_state_dict(state["bank"])
         self.masks.load_state_dict(state["masks"])
-        self.steps_done = state["steps_done"]
+        self.steps_done, self.largest_step = state["steps_done"], state["largest_step"]
         self._take_up(self.masks.present)
         self.gated.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])

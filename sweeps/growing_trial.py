@@ -36,7 +36,7 @@ def grow(
     """The validation metric of the network grown with ``preset``; reports that of every epoch to NNI."""
     torch.manual_seed(seed)
     problem = registry.task(task)()
-    recipe = problem.recipe
+    recipe = problem.recipe.for_samples(train_samples)
     splits = problem.load(torch.device("cpu"), train_samples)
     steps = splits.train.steps_per_epoch(recipe.batch_size)
     grower = Grower(

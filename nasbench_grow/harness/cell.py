@@ -40,7 +40,7 @@ class Cell:
         determining = {
             "protocol": PROTOCOL,
             "cell": asdict(self),
-            "recipe": asdict(registry.task(self.task).recipe),
+            "recipe": asdict(registry.task(self.task).recipe.for_samples(self.train_samples)),
             "device": setup.device,
             "channels_last": setup.channels_last,
             "granularity": setup.granularity,

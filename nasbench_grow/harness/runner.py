@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from nasbench_grow import registry
-from nasbench_grow.contract import Batch, Job, Method, Splits
+from nasbench_grow.contract import Batch, Job, Method, Split, Splits
 from nasbench_grow.cost import TrainingMeter, count_macs
 from nasbench_grow.errors import UserError
 from nasbench_grow.harness import measure
@@ -29,6 +29,10 @@ from nasbench_grow.harness.store import RECORD_FIELDS, Record, Store
 
 Progress = Callable[[dict[str, Any]], None]
 """Told the history entry of every epoch: those of an earlier, interrupted run first, at once."""
+
+
+CURVE_SAMPLES = 1000
+"""How many validation samples the curves over the epochs are drawn from; records use the whole split."""
 
 
 class DivergedError(Exception):
@@ -70,6 +74,26 @@ def record_failure(cell: Cell, store: Store, error: UserError, *, profile: str |
     return record
 
 
+class _Head:
+    """The first samples of a split."""
+
+    def __init__(self, split: Split, samples: int) -> None:
+        self.split = split
+        self.samples = min(samples, len(split))
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """The samples in their fixed order."""
+        left = self.samples
+        for inputs, targets in self.split.batches(batch_size):
+            yield inputs[:left], targets[:left]
+            left -= len(inputs)
+            if left <= 0:
+                return
+
+
 class _Run:
     """A cell under way."""
 
@@ -98,7 +122,8 @@ class _Run:
         example = self.setup.place(self.task.example())
         self._measure_dense(example)  # before the data are fetched, because the backbone's name may be wrong
         self.splits = _load(self.cell.task, self.setup.device, self.cell.train_samples)
-        batch_size = self.task.recipe.batch_size
+        recipe = self.task.recipe.for_samples(self.cell.train_samples)
+        batch_size = recipe.batch_size
         self.job = Job(
             budget=self.cell.budget,
             seed=self.cell.seed,
@@ -106,7 +131,7 @@ class _Run:
             steps_per_epoch=self.splits.train.steps_per_epoch(batch_size),
             granularity=self.setup.granularity,
             example=example,
-            recipe=self.task.recipe,
+            recipe=recipe,
             loss=self.task.loss,
             build=self._build,
             meter=self.meter,
@@ -140,20 +165,24 @@ class _Run:
     def conclude(self) -> Record:
         """Take the final network, measure it, and fill in the record."""
         assert self.method is not None
+        sampled = self.method.network()
+        before = measure.weights_sha256(sampled)
+        soft_val_metric = self.task.evaluate(sampled, self.splits.val)
         network = self.method.finish()
+        after = measure.weights_sha256(network)
         example = self.job.example
         batch = self.setup.place(torch.zeros(64, *example.shape[1:]))
         return self.record(
             "ok",
             None,
-            val_metric=self.task.evaluate(network, self.splits.val),
-            soft_val_metric=self.history[-1]["val_metric"],
+            val_metric=soft_val_metric if after == before else self.task.evaluate(network, self.splits.val),
+            soft_val_metric=soft_val_metric,
             test_metric=self.task.evaluate(network, self.splits.test),
             params=_parameters(network),
             macs=count_macs(network, example),
             latency_ms_batch1=measure.latency_ms(network, example),
             latency_ms_batch64=measure.latency_ms(network, batch),
-            weights_sha256=measure.weights_sha256(network),
+            weights_sha256=after,
         )
 
     def record(self, status: str, error: str | None, **results: Any) -> Record:
@@ -193,7 +222,7 @@ class _Run:
         return self.setup.place(network)
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
-        for inputs, targets in self.splits.train.epoch(epoch, self.task.recipe.batch_size, self.cell.seed):
+        for inputs, targets in self.splits.train.epoch(epoch, self.job.recipe.batch_size, self.cell.seed):
             yield self.setup.place(inputs), targets
 
     def _entry(self, epoch: int, loss: float) -> dict[str, Any]:
@@ -204,7 +233,7 @@ class _Run:
             "epoch": epoch,
             "loss": loss,
             "learning_rate": self.job.learning_rate_at(epoch * self.job.steps_per_epoch - 1),
-            "val_metric": self.task.evaluate(network, self.splits.val),
+            "val_metric": self.task.evaluate(network, _Head(self.splits.val, CURVE_SAMPLES)),
             "macs": count_macs(network, self.job.example),
             "train_macs": self.meter.total,
             "wall_s": self.wall_s,
