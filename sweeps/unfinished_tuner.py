@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nni import NoMoreTrialError
-from nni.experiment import Experiment
 from nni.tuner import Tuner
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +33,9 @@ class UnfinishedTuner(Tuner):
         """List the cells (NNI calls this once before the first trial; the search space is empty and ignored)."""
         if self.waiting is not None:
             return
-        # Here and not at the top: NNI gives a tuner ten seconds to start, and PyTorch may need most of them.
+        # Imported here and not at the top: NNI gives a tuner ten seconds to start, and these may need most of them.
+        from nni.experiment import Experiment
+
         from nasbench_grow import registry
         from nasbench_grow.harness.reproduce import cells_of, unfinished
         from nasbench_grow.harness.store import Store
