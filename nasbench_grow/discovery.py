@@ -272,11 +272,11 @@ def _enclosing(layers: list[Layer], tensors: list[str]) -> int | None:
 
 def _makers_of_output(model: nn.Module, example: Tensor) -> list[str]:
     """The modules whose output is the model's output (up to a view of it)."""
-    addresses: dict[str, int] = {}
+    outputs: dict[str, Tensor] = {}  # all kept alive: freed memory would be given out again, at the same address
 
     def note(name: str, output: Any) -> None:
         if isinstance(output, Tensor):
-            addresses[name] = output.data_ptr()
+            outputs[name] = output
 
     hooks = [
         module.register_forward_hook(lambda _, __, output, name=name: note(name, output))
@@ -289,7 +289,7 @@ def _makers_of_output(model: nn.Module, example: Tensor) -> list[str]:
         hook.remove()
     tensors = [output] if isinstance(output, Tensor) else list(output)
     last = {tensor.data_ptr() for tensor in tensors if isinstance(tensor, Tensor)}
-    return [name for name, address in addresses.items() if address in last]
+    return [name for name, tensor in outputs.items() if tensor.data_ptr() in last]
 
 
 def _removable_layers(model: nn.Module, example: Tensor) -> list[Layer]:

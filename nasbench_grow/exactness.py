@@ -6,12 +6,12 @@ coupling that it has not seen hold, and by the tests.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -81,19 +81,19 @@ def _norms_over_present(space: Space, model: nn.Module, present: Tensor) -> Iter
 
 
 def _over(kept: Tensor, module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
-    """A norm's output with statistics over the ``kept`` channels, zero elsewhere."""
-    assert isinstance(module, (nn.LayerNorm, nn.GroupNorm))
+    """What the norm (with the activation that timm's have inside) gives for the ``kept`` channels; zero elsewhere."""
     given = arguments[0]
-    weight, bias = module.weight[kept], None if module.bias is None else module.bias[kept]
-    result = torch.zeros_like(output)
-    if isinstance(module, nn.GroupNorm):
-        result[:, kept] = F.group_norm(given[:, kept], 1, weight, bias, module.eps)
-    else:
-        channel = 1 if given.ndim == 4 and "2d" in type(module).__name__ else -1
-        moved = given.movedim(channel, -1)[..., kept]
-        normed = F.layer_norm(moved, (len(kept),), weight, bias, module.eps)
-        result.movedim(channel, -1)[..., kept] = normed
-    return result
+    first = isinstance(module, nn.GroupNorm) or (given.ndim == 4 and "2d" in type(module).__name__)
+    channel = 1 if first else given.ndim - 1
+    narrow = copy.copy(module)
+    parameters: dict[str, Any] = module._parameters
+    narrow._parameters = {key: None if full is None else full[kept] for key, full in parameters.items()}
+    if isinstance(narrow, nn.LayerNorm):
+        narrow.normalized_shape = (len(kept),)
+    elif isinstance(narrow, nn.GroupNorm):
+        narrow.num_channels = len(kept)
+    seen = narrow.forward(given.index_select(channel, kept))  # not by a call, which would run this hook again
+    return torch.zeros_like(output).index_copy(channel, kept, seen)
 
 
 def unfaithful(space: Space, model: nn.Module, example: Tensor) -> dict[str, str]:
