@@ -8,7 +8,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from nasbench_grow.bench.networks import Variant, backbone, batch, structures, sub_network
+from nasbench_grow.backbones import create
+from nasbench_grow.bench.networks import CHANNELS, CLASSES, Variant, backbone, batch, structures, sub_network
 from nasbench_grow.bench.record import Record, bar, origin, ratios, spread, table, verdict
 from nasbench_grow.bench.settings import EPOCH_STEPS, Settings
 from nasbench_grow.bench.steps import interleave, training_step
@@ -96,12 +97,11 @@ def tables(record: Record) -> str:
 def _growth(name: str, settings: Settings) -> dict[str, Any]:
     """Grows from the seed until the budget is reached, restructuring every few steps."""
     setup = SETUPS[DEFAULT_SETUP]
-    model, _ = backbone(name, settings)
     inputs, targets = batch(settings, setup)
     periods = PRESETS["default"].periods
     assert periods is not None
     grower = _TimedGrower(
-        setup.place(model),
+        setup.place(create(name, CLASSES, CHANNELS)),
         inputs[:1],
         budget=BUDGET,
         epochs=periods,

@@ -12,12 +12,12 @@ class Settings:
     backbones: tuple[str, ...] = ("cifar_resnet20", "cifar_vgg16_bn")
     batch_size: int = 128
     pixels: int = 32
-    seconds: float = 60.0
+    seconds: float = 45.0
     """About how long the timed rounds of one comparison take."""
     min_rounds: int = 5
     """Rounds of a comparison, however long they take."""
     restructurings: int = 12
-    repeats: int = 5
+    repeats: int = 3
     """Fresh processes started for each start-up time."""
     cells: int = 1000
     """Finished cells that are listed."""

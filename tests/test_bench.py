@@ -1,0 +1,234 @@
+"""The benchmark at tiny sizes: records say where they come from, and tables are computed from records."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cells  # noqa: F401  (registers tiny_network)
+import pytest
+import torch
+
+from nasbench_grow.bench import __main__ as bench
+from nasbench_grow.bench import memory, networks, record, restructure, startup, step_time
+from nasbench_grow.bench.settings import EPOCH_STEPS, QUICK
+from nasbench_grow.bench.steps import interleave, training_step
+from nasbench_grow.errors import UserError
+from nasbench_grow.harness.setups import SETUPS
+
+TINY = replace(QUICK, backbones=("tiny_network",), batch_size=2, pixels=8, cells=3)
+PAGE = "".join(f"before\n<!-- bench:{part} -->\nold\n<!-- /bench:{part} -->\nafter\n" for part in bench.PARTS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the two parts that start no processes were measured, with a page beside it."""
+    found = tmp_path_factory.mktemp("bench")
+    (found / "page.md").write_text(PAGE)
+    bench.run(["step_time", "restructure"], TINY, found / "out", found / "page.md")
+    return found
+
+
+def read(folder: Path, part: str) -> dict[str, Any]:
+    return dict(json.loads((folder / "out" / f"{part}.json").read_text()))
+
+
+def cells_of(markdown: str) -> list[list[str]]:
+    """The rows of all pipe tables, as lists of cells."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if line[:1] == "|"]
+
+
+# --- records and page ---
+
+
+@pytest.mark.parametrize("part", ["step_time", "restructure"])
+def test_a_record_says_where_it_comes_from(folder: Path, part: str) -> None:
+    found = read(folder, part)
+    assert found["part"] == part and found["settings"]["backbones"] == ["tiny_network"]
+    assert found["hardware"]["cores"] >= 1 and found["versions"]["torch"] == str(torch.__version__)
+    assert found["code_version"] and found["started_at"].endswith("+00:00")
+
+
+@pytest.mark.parametrize("part", ["step_time", "restructure"])
+def test_tables_come_from_the_record_and_stand_on_the_page(folder: Path, part: str) -> None:
+    tables = bench.PARTS[part].tables(read(folder, part))
+    assert (folder / "out" / f"{part}.md").read_text().strip() == tables.strip()
+    page = (folder / "page.md").read_text()
+    assert tables in page and page.count("before") == page.count("after") == len(bench.PARTS)
+
+
+def test_the_figure_and_nothing_else_is_left_beside_records_and_tables(folder: Path) -> None:
+    kept = {path.name for path in (folder / "out").iterdir()}
+    assert kept == {"step_time.json", "step_time.md", "step_time.png", "restructure.json", "restructure.md"}
+
+
+def test_embedding_twice_changes_nothing_and_a_page_without_a_place_is_refused() -> None:
+    once = record.embed(PAGE, "memory", "| a |")
+    assert record.embed(once, "memory", "| a |") == once and "old" in once
+    with pytest.raises(UserError, match="bench:memory"):
+        record.embed("no markers", "memory", "| a |")
+
+
+# --- step times ---
+
+
+def timed(backbone: str, setup: str, kind: str, share: float, seconds: list[float]) -> dict[str, Any]:
+    what = {"backbone": backbone, "setup": setup, "kind": kind, "share": share, "granularity": 8}
+    return {**what, "macs": 100 * share, "dense_macs": 100, "widths": {"a": 8, "b": 8, "c": 16}, "seconds": seconds}
+
+
+def test_ratios_are_taken_within_rounds_against_both_layouts(folder: Path) -> None:
+    found = {
+        **read(folder, "step_time"),
+        "networks": [
+            timed("cifar_resnet20", "cpu", "dense", 1.0, [0.2, 0.4, 2.0]),
+            timed("cifar_resnet20", "cpu", "uniform", 0.5, [0.1, 0.2, 1.0]),
+            timed("cifar_resnet20", "cpu-channels-last", "dense", 1.0, [0.1, 0.25, 1.25]),
+            timed("cifar_resnet20", "cpu-channels-last", "uniform", 0.5, [0.1, 0.25, 1.25]),
+        ],
+    }
+    half = found["networks"][1]
+    assert step_time.against_dense(found, half, fastest=False).median == pytest.approx(0.5)
+    assert step_time.against_dense(found, half, fastest=True).median == pytest.approx(0.8)
+    rows = [row for row in cells_of(step_time.tables(found)) if row[-1] in ("met", "**not met**")]
+    assert [(row[1], row[4], row[6]) for row in rows] == [
+        ("cpu (default)", "0.60", "met"),
+        ("cpu-channels-last", "0.60", "**not met**"),
+        ("cpu (default)", "0.75", "**not met**"),
+        ("cpu-channels-last", "0.75", "**not met**"),
+    ]
+    assert "8-16" in step_time.tables(found)
+
+
+def test_every_variant_is_timed_in_every_layout_within_its_share(folder: Path) -> None:
+    found = read(folder, "step_time")["networks"]
+    assert {network["setup"] for network in found} == {"cpu", "cpu-channels-last"}
+    assert {network["granularity"] for network in found if network["kind"] == "uniform"} == {1, 4, 8, 16}
+    for network in found:
+        assert network["macs"] <= network["share"] * network["dense_macs"]
+        assert len(network["seconds"]) == TINY.min_rounds and min(network["seconds"]) > 0
+
+
+def test_internal_keeps_the_streams_and_depth_keeps_the_widths() -> None:
+    _, space = networks.backbone("cifar_resnet20", replace(QUICK, pixels=8))
+    internal = networks.structures(space, networks.Variant("internal", 0.5, 8))
+    widths = space.widths(internal)
+    assert (widths["conv1"], widths["layer3.0.downsample.0"]) == (16, 64) and widths["layer1.0.conv1"] < 16
+    depth = networks.structures(space, networks.Variant("depth", 0.5, 8))
+    assert depth[: space.filters].all() and not depth[space.filters :].all()
+    kinds = {variant.kind for variant in networks.variants(space, 8)}
+    assert kinds == set(networks.KINDS)
+
+
+def test_interleaving_runs_every_step_once_a_round_after_a_warm_up() -> None:
+    calls: list[str] = []
+    names = ("a", "b", "c")
+    times = interleave({name: lambda name=name: calls.append(name) for name in names}, 0.0, 4, "")  # type: ignore[misc]
+    assert {name: len(of_name) for name, of_name in times.items()} == dict.fromkeys(names, 4)
+    assert all(sorted(calls[start : start + 3]) == ["a", "b", "c"] for start in range(0, 15, 3)) and len(calls) == 15
+
+
+def test_a_timed_step_really_trains() -> None:
+    model, _ = networks.backbone("tiny_network", TINY)
+    before = copy.deepcopy(model.state_dict())
+    training_step(model, *networks.batch(TINY, SETUPS["cpu"]))()
+    weights = {name: weight for name, weight in model.named_parameters() if weight.ndim > 1}
+    assert weights and all(not torch.equal(before[name], weight) for name, weight in weights.items())
+
+
+# --- restructuring ---
+
+
+def test_restructurings_are_those_of_a_growing_run(folder: Path) -> None:
+    (growth,) = read(folder, "restructure")["growth"]
+    assert len(growth["periods"]) == TINY.restructurings
+    assert all(period["seconds"] > 0 and len(period["step_seconds"]) > 1 for period in growth["periods"])
+    costs = [period["macs"] for period in growth["periods"]]
+    assert costs == sorted(costs) and costs[-1] <= restructure.BUDGET * growth["dense_macs"]
+
+
+@pytest.mark.parametrize(("seconds", "result"), [(0.0099, "met"), (0.0101, "**not met**")])
+def test_the_longest_share_of_an_epoch_decides(folder: Path, seconds: float, result: str) -> None:
+    found = read(folder, "restructure")
+    step = 1 / EPOCH_STEPS
+    periods = [{"seconds": value, "macs": 1, "step_seconds": [9.0, step, step]} for value in (0.001, seconds)]
+    found["growth"] = [{"backbone": "tiny_network", "dense_macs": 4, "periods": periods}]
+    row = cells_of(restructure.tables(found))[2]
+    assert row[6] == f"{seconds:.2%}" and row[-1] == result
+
+
+# --- memory ---
+
+
+def test_bytes_of_a_step_by_hand() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1, bias=False), torch.nn.ReLU(), torch.nn.Flatten())
+    inputs, targets = torch.randn(2, 3, 2, 2), torch.tensor([0, 1])
+    found = memory.step_bytes(network, inputs, targets)
+    weights = 3 * 4 * 4  # floats of the weight, its gradient and its momentum, four bytes each
+    assert found["weights"] == 3 * weights
+    softmax, total_weight = 2 * 16 * 4, 4
+    assert found["activations"] == inputs.nbytes + 2 * 16 * 4 + softmax + targets.nbytes + total_weight
+
+
+def test_memory_shrinks_with_the_network() -> None:
+    model, space = networks.backbone("cifar_resnet20", replace(QUICK, pixels=8))
+    batch = networks.batch(replace(QUICK, pixels=8), SETUPS["cpu"])
+    present = networks.structures(space, networks.Variant("uniform", 0.25, 8))
+    dense = memory.step_bytes(networks.sub_network(space, model, space.full(), SETUPS["cpu"]), *batch)
+    small = memory.step_bytes(networks.sub_network(space, model, present, SETUPS["cpu"]), *batch)
+    assert small["activations"] < 0.6 * dense["activations"] and small["weights"] < 0.35 * dense["weights"]
+
+
+def test_memory_table(folder: Path) -> None:
+    found = read(folder, "restructure")
+    process = {"dense_macs": 100, "idle_rss": 100 * 2**20}
+    found["networks"] = [
+        {"backbone": "b", "network": "dense", "macs": 100, "activations": 300, "weights": 100, "peak_rss": 200 * 2**20},
+        {"backbone": "b", "network": "quarter", "macs": 25, "activations": 150, "weights": 75, "peak_rss": 150 * 2**20},
+    ]
+    found["networks"] = [{**network, **process} for network in found["networks"]]
+    row = cells_of(memory.tables(found))[3]
+    assert row[5:] == ["0.562", "0.550", "**not met**", "150.0", "0.500"]
+
+
+# --- start-up ---
+
+
+def test_deciding_that_nothing_is_left(tmp_path: Path) -> None:
+    startup._fill(str(tmp_path), 3)
+    startup.decide(str(tmp_path), 3)
+    with pytest.raises(UserError, match="1 of 4"):
+        startup.decide(str(tmp_path), 4)
+
+
+def test_startup_table_compares_medians_with_targets(folder: Path) -> None:
+    found = read(folder, "restructure")
+    found["seconds"] = {name: [3.0, 1.2, 0.1] for name in startup.WAITS}
+    rows = cells_of(startup.tables(found))[2:]
+    assert [row[-1] for row in rows] == ["", "met", "met", "**not met**", "met"]
+    assert all(row[1].startswith("1.20 s") for row in rows)
+
+
+# --- command line ---
+
+
+def test_an_unknown_part_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["memry"]) == 2
+    error = capsys.readouterr().err
+    assert "did you mean 'memory'" in error and error.count("\n") == 1
+
+
+def test_quick_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "QUICK", TINY)
+    assert bench.main(["restructure", "--quick"]) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*step_time\.json"):
+        record.write_json(tmp_path / "file" / "step_time.json", {})
