@@ -116,9 +116,7 @@ class _Couplings:
             self._tie(name, module)
         for group in graph.get_all_groups(root_module_types=[CONVS, nn.Linear]):
             root = group[0].dep.target.module
-            root_axes = list(_output_axes(names[id(root)], root))
-            root_ids = self._ids(root_axes[0], range(self._length(root_axes[0])))
-            self.roots[names[id(root)]] = root_ids
+            root_ids = self._root(names[id(root)], root)
             for item in group:
                 module, handler = item.dep.target.module, item.dep.handler
                 if id(module) not in names:
@@ -132,6 +130,8 @@ class _Couplings:
                     continue
                 elif graph.is_out_channel_pruning_fn(handler):
                     axes = _output_axes(name, module)
+                    if isinstance(module, (CONVS, nn.Linear)):
+                        self._root(name, module)
                 else:
                     axes = _input_axes(name, module)
                 for axis in axes:
@@ -139,6 +139,12 @@ class _Couplings:
                         self.fixed[names[id(root)]] = f"its coupling to {axis[0]} could not be resolved"
                     else:
                         self._join(self._ids(axis, item.idxs), root_ids[np.asarray(item.root_idxs, dtype=np.int64)])
+
+    def _root(self, name: str, module: nn.Module) -> np.ndarray:
+        """Notes a module as one that creates channels; the numbers of its outputs."""
+        axis = next(iter(_output_axes(name, module)))
+        self.roots[name] = self._ids(axis, range(self._length(axis)))
+        return self.roots[name]
 
     def _length(self, axis: Axis) -> int:
         name, dim = axis
@@ -177,7 +183,8 @@ class _Couplings:
         """The space in which every joined set of entries is one filter, without the rejected groups."""
         labels = self._components()
         fixed = {**self.fixed, **rejected}
-        stuck = {int(label) for name in fixed if name in self.roots for label in labels[self.roots[name]]}
+        roots = {name.partition("#")[0] for name in fixed}
+        stuck = {int(label) for name in roots & self.roots.keys() for label in labels[self.roots[name]]}
         touched: dict[int, list[Axis]] = defaultdict(list)
         for axis, offset in self.offsets.items():
             for label in np.unique(labels[offset : offset + self.lengths[axis]]):
@@ -215,7 +222,10 @@ class _Couplings:
         for axes, members in families.items():
             structure[list(members)] = np.arange(start, start + len(members))
             enclosing = _enclosing(layers, [name for name, _ in axes])
-            groups.append(ChannelGroup(next(iter(members.values())), start, len(members), enclosing))
+            maker = next(iter(members.values()))
+            before = sum(group.name.partition("#")[0] == maker for group in groups)
+            name = f"{maker}#{before + 1}" if before else maker  # a module may make channels of several groups
+            groups.append(ChannelGroup(name, start, len(members), enclosing))
             start += len(members)
         owners = {}
         for axis, offset in self.offsets.items():
