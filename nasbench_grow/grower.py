@@ -25,6 +25,7 @@ from nasbench_grow.errors import UserError
 from nasbench_grow.gating import GatedNetwork
 from nasbench_grow.masks import Masks, PaperMasks, PricedMasks
 from nasbench_grow.presets import Preset, as_preset
+from nasbench_grow.space import Space
 from nasbench_grow.subnetwork import absorb, carry_optimizer, extract
 
 
@@ -70,7 +71,7 @@ class Grower:
         self.preset = as_preset(preset)
         self.space = discover(model, example)
         self.dense_macs = self.space.macs(self.space.full())
-        _check_budget(budget, self.space.macs(self.space.seed()) / self.dense_macs, len(self.space.groups))
+        _check_budget(budget, self.space)
         periods = epochs if self.preset.periods is None else min(self.preset.periods, self.total_steps)
         self.period = -(-self.total_steps // periods)
         kind = PaperMasks if self.preset.masks == "paper" else PricedMasks
@@ -168,10 +169,11 @@ class Grower:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def _check_budget(budget: float, seed_cost: float, groups: int) -> None:
+def _check_budget(budget: float, space: Space) -> None:
     """A budget must be a share of the dense cost that is above what the seed costs."""
-    if groups == 0:
+    if not space.groups:
         raise UserError("nothing in this model can be grown: no channel group was found; use another backbone")
+    seed_cost = space.macs(space.seed()) / space.macs(space.full())
     if not 0 < budget <= 1:
         raise UserError(f"budget {budget} is outside (0, 1]; give the share of the dense MACs to keep, e.g. 0.5")
     if budget < seed_cost:
