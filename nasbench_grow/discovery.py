@@ -54,7 +54,7 @@ def discover(model: nn.Module, example: Tensor) -> Space:
         reasons = unfaithful(space, probe, example)
         if not reasons:
             return space
-        rejected |= reasons
+        rejected |= {name.partition("#")[0]: reason for name, reason in reasons.items()}
 
 
 def _probe(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:
@@ -183,8 +183,7 @@ class _Couplings:
         """The space in which every joined set of entries is one filter, without the rejected groups."""
         labels = self._components()
         fixed = {**self.fixed, **rejected}
-        roots = {name.partition("#")[0] for name in fixed}
-        stuck = {int(label) for name in roots & self.roots.keys() for label in labels[self.roots[name]]}
+        stuck = {int(label) for name in fixed.keys() & self.roots.keys() for label in labels[self.roots[name]]}
         touched: dict[int, list[Axis]] = defaultdict(list)
         for axis, offset in self.offsets.items():
             for label in np.unique(labels[offset : offset + self.lengths[axis]]):

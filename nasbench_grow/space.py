@@ -27,7 +27,8 @@ class ChannelGroup:
     """Filters that are coupled one to one across tensors: a residual stream, the inside of a block, a plain layer."""
 
     name: str
-    """The module that creates the group's channels (the first one, where several are added up)."""
+    """The module that creates the group's channels (the first, where several are added up; with #2, #3, ... where one
+    module makes the channels of several groups)."""
     start: int
     """Number of the group's first structure."""
     size: int
@@ -176,7 +177,7 @@ class Space:
         return _Length(int((owner < 0).sum()), tuple(terms))
 
     def marginal_macs(self, present: Tensor) -> Tensor:
-        """MACs that one more filter of each group, or each layer, adds to the present network.
+        """MACs that one more filter of each group, or each layer, adds to the present network (c_i).
 
         Shape (structures,), float64. For a filter inside an absent layer: what it would add if the layer were there.
         """
