@@ -83,14 +83,22 @@ def rebuild(text: str, full: nn.Module | None = None) -> nn.Module:
 
 
 def save(network: nn.Module, architecture: str, path: str | os.PathLike[str]) -> Path:
-    """Writes weights and architecture to one safetensors file, atomically; returns its path."""
+    """Writes weights and architecture to one safetensors file, atomically; returns its path.
+
+    Raises:
+        UserError: the folder does not exist.
+    """
     from safetensors.torch import save_file
 
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    if not path.parent.is_dir():
+        raise UserError(f"no folder {str(path.parent)!r} to save {path.name!r} in; make it first")
     try:
         save_file(tensors, part, metadata={"architecture": architecture})
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -105,7 +113,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
         model: a dense instance of the original class, for networks that timm cannot make.
 
     Raises:
-        UserError: no such file, or not one of ours.
+        UserError: no such file, not one of ours, or ``model`` is not of the original class and size.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -120,7 +128,13 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
     if text is None:
         raise UserError(f"{str(path)!r} holds no architecture; give a file that nasbench_grow saved")
     network = rebuild(text, model)
-    network.load_state_dict(tensors)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(
+            f"{str(path)!r} does not fit {type(network).__name__}: {reason}; give the model it came from"
+        ) from error
     return network.eval()
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tqdm.auto import tqdm
 
 from nasbench_grow.architecture import describe, save
 from nasbench_grow.contract import Recipe
+from nasbench_grow.cost import count_macs
 from nasbench_grow.errors import UserError
 from nasbench_grow.grower import Grower
 from nasbench_grow.presets import Preset
@@ -82,14 +84,12 @@ def grow(
     """
     if epochs < 1:
         raise UserError(f"epochs {epochs} is below 1; give the number of passes over the loader")
-    steps_per_epoch = len(loader) if isinstance(loader, Sized) else sum(1 for _ in loader)
-    if steps_per_epoch == 0:
-        raise UserError("the loader gives no batch; give one with at least one (inputs, targets) pair")
+    steps_per_epoch = _count_batches(loader)
     if optimizer is None:
         recipe = Recipe()
         optimizer, learning_rate_at = recipe.optimizer, learning_rate_at or recipe.learning_rate_at
     rate, total = learning_rate_at, epochs * steps_per_epoch
-    device = next(model.parameters()).device
+    device = next((parameter.device for parameter in model.parameters()), example.device)
     dense = copy.deepcopy(model)
     grower = Grower(
         model,
@@ -117,7 +117,7 @@ def grow(
     with tqdm(total=total, desc="growing", unit="step", disable=not progress) as bar:
         for epoch in range(1, epochs + 1):
             mean = grower.train(batches())
-            if not mean < float("inf"):
+            if not math.isfinite(mean):
                 raise UserError(f"the loss became {mean} in epoch {epoch}; give a lower learning rate")
             history.append({"epoch": epoch, "loss": mean, **grower.log(), "widths": grower.widths()})
             bar.set_postfix(loss=f"{mean:.3f}", macs=f"{grower.macs / grower.dense_macs:.0%}")
@@ -125,9 +125,24 @@ def grow(
     return Grown(
         network=network,
         architecture=describe(network, dense),
-        macs=grower.macs,
+        macs=count_macs(network, example.to(device)),
         dense_macs=grower.dense_macs,
         train_macs=grower.meter.total,
         dense_train_macs=3 * grower.dense_macs * samples,
         history=history,
     )
+
+
+def _count_batches(loader: Iterable[tuple[Tensor, Tensor]]) -> int:
+    """Batches in one pass over the loader."""
+    try:
+        count = len(loader)  # type: ignore[arg-type]
+    except TypeError as error:  # no length, or a DataLoader over a stream
+        if iter(loader) is loader:
+            raise UserError(
+                f"a {type(loader).__name__} gives its batches only once; give a list or a loader"
+            ) from error
+        count = sum(1 for _ in loader)
+    if count == 0:
+        raise UserError("the loader gives no batch; give one with at least one (inputs, targets) pair")
+    return count
