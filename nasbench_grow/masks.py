@@ -1,9 +1,8 @@
 """Which structures are present, and how that is decided: the masks of the two presets.
 
-Both hold a trainable logit s, an age t and a temperature beta for each structure and offer the grower the same five
-operations. :class:`PaperMasks` is section 3 of the paper as it stands; :class:`PricedMasks` keeps its sampling and its
-separate temperatures, but solves for the price that meets the budget instead of steering towards it, and measures what
-a structure is worth instead of descending on its gate.
+Both hold a logit s for each structure and offer the grower the same operations. :class:`PaperMasks` is section 3 of the
+paper as it stands; :class:`PricedMasks` keeps its sampling, but solves for the price that meets the budget instead of
+steering towards it, and measures what a structure is worth instead of descending on its gate.
 """
 
 from __future__ import annotations
@@ -36,16 +35,9 @@ class Masks(ABC):
         self.granularity, self.periods = granularity, periods
         self.generator = torch.Generator().manual_seed(seed)
         self.present = space.seed()
-        self.ages = space.effective(self.present).double()
         self.logits = torch.zeros(len(space))
         self.dense_macs = space.macs(space.full())
         self.seed_macs = space.macs(space.seed())
-
-    @property
-    def temperatures(self) -> Tensor:
-        """beta_i = beta_0 * gamma^(t_i / T), t_i the periods in which structure i was present (section 3.2)."""
-        exponent = self.ages / self.periods
-        return (self.preset.beta_start * (self.preset.beta_growth**exponent)).float()
 
     @property
     def cost(self) -> float:
@@ -81,14 +73,13 @@ class Masks(ABC):
         """All that changes during a run."""
         return {
             "present": self.present,
-            "ages": self.ages,
             "logits": self.logits.detach().clone(),
             "generator": self.generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what :meth:`state_dict` gave."""
-        self.present, self.ages = state["present"], state["ages"].clone()
+        self.present = state["present"]
         with torch.no_grad():
             self.logits.copy_(state["logits"])
         self.generator.set_state(state["generator"])
@@ -99,10 +90,19 @@ class PaperMasks(Masks):
 
     def __init__(self, space: Space, preset: Preset, budget: float, granularity: int, periods: int, seed: int) -> None:
         super().__init__(space, preset, budget, granularity, periods, seed)
+        self.ages = space.effective(self.present).double()
         start = torch.where(self.present, preset.logit_start, -preset.logit_start)
         self.logits = start.requires_grad_(True)
         self.optimizer = torch.optim.SGD([self.logits], lr=preset.mask_learning_rate, momentum=preset.mask_momentum)
+        macs = space.marginal_macs(space.full())
+        self.costs = (macs / macs.mean()).float() if preset.cost_aware else torch.ones(len(space))
         self.price = self._price()
+
+    @property
+    def temperatures(self) -> Tensor:
+        """beta_i = beta_0 * gamma^(t_i / T), t_i the periods in which structure i was present (section 3.2)."""
+        exponent = self.ages / self.periods
+        return (self.preset.beta_start * (self.preset.beta_growth**exponent)).float()
 
     def _price(self) -> float:
         """lambda = lambda_base * (u - u_G), u = 1 - budget and u_G = 1 - cost the sparsities (section 3.3): negative,
@@ -113,7 +113,7 @@ class PaperMasks(Masks):
         return torch.sigmoid(self.temperatures * self.logits)
 
     def penalty(self) -> Tensor:
-        return self.price * self.gates().sum()
+        return self.price * (self.costs * self.gates()).sum()
 
     def step(self) -> None:
         self.optimizer.step()
@@ -140,48 +140,53 @@ class PaperMasks(Masks):
 
     def state_dict(self) -> dict[str, Any]:
         momentum = self.optimizer.state[self.logits].get("momentum_buffer")
-        return {**super().state_dict(), "momentum": None if momentum is None else momentum.clone(), "price": self.price}
+        return {
+            **super().state_dict(),
+            "ages": self.ages.clone(),
+            "momentum": None if momentum is None else momentum.clone(),
+            "price": self.price,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         if state["momentum"] is not None:
             self.optimizer.state[self.logits]["momentum_buffer"] = state["momentum"].clone()
-        self.price = state["price"]
+        self.ages, self.price = state["ages"].clone(), state["price"]
 
 
 class PricedMasks(Masks):
     """Sampling at an exact price.
 
-    Bernoulli(sigmoid(beta (s - price))) is the event s + noise / beta > price for logistic noise. So the sampled
-    network is a threshold on perturbed logits, and the price that gives it exactly the scheduled cost is found by
-    bisection: no controller, nothing to tune. The noise of a structure is drawn once (so that a filter lives long
-    enough to be trained) and spread evenly over each group; rising temperatures make it vanish.
+    Bernoulli(sigmoid(s - price)) is the event s + noise > price for logistic noise. So the sampled network is a
+    threshold on perturbed logits, and the price that gives it exactly the scheduled cost is found by bisection: no
+    controller, nothing to tune. The noise of a structure is drawn once, so that a filter lives long enough to be
+    trained, and spread evenly over each group, so that without other evidence all groups grow alike.
 
-    A gate is 1 where the structure is present; the logit is the logarithm of the structure's worth per MAC, the squared
-    gate gradient (the loss expected from its removal, to second order) over its marginal MACs. Only ratios of worths
-    matter, so neither the number of steps nor that of structures nor the scale of the loss does.
+    A gate is 1 where the structure is present. The evidence is the structure's worth, the mean square of its gate's
+    gradient (the loss expected from its removal, to second order), against the average worth in its group: the logit is
+    the logarithm of that ratio, times the selectivity. Only ratios matter, so neither the number of steps nor that of
+    structures nor the scale of the loss does. An absent structure is taken to be average.
     """
 
     def __init__(self, space: Space, preset: Preset, budget: float, granularity: int, periods: int, seed: int) -> None:
         super().__init__(space, preset, budget, granularity, periods, seed)
+        layers = slice(space.filters, len(space))
+        self._families = [group.structures for group in space.groups] + [layers] * bool(space.layers)
         self.noise = self._noise()
         self.squares = torch.zeros(len(space), dtype=torch.float64)
-        self.steps = 0
         self._ones = torch.ones(len(space), requires_grad=True)
 
     def _noise(self) -> Tensor:
-        """Logistic noise, systematically sampled: the filters of a group take evenly spaced quantiles in a random
-        order, the seed filter the highest; each layer takes a quantile of its own."""
+        """Logistic noise, systematically sampled: the filters of a group, and the layers among themselves, take evenly
+        spaced quantiles in a random order; the seed's filters take the highest."""
         noise = torch.zeros(len(self.space))
-        spans = [group.structures for group in self.space.groups] + [slice(self.space.filters, len(self.space))]
-        for index, span in enumerate(spans):
-            count = span.stop - span.start
-            offset = torch.rand((), generator=self.generator)
-            quantiles = (torch.arange(count).flip(0) + offset.clamp(0.01, 0.99)) / max(count, 1)
-            order = torch.randperm(count, generator=self.generator)
-            if index < len(self.space.groups):
-                order = torch.cat([torch.zeros(1, dtype=torch.long), order[order > 0]])
-            noise[span.start + order] = torch.logit(quantiles)
+        for family in self._families:
+            count = family.stop - family.start
+            offset = torch.rand((), generator=self.generator).clamp(0.01, 0.99)
+            quantiles = (torch.arange(count).flip(0) + offset) / count
+            order = family.start + torch.randperm(count, generator=self.generator)
+            seeds_first = torch.argsort(self.present[order].int(), descending=True, stable=True)
+            noise[order[seeds_first]] = torch.logit(quantiles)
         return noise
 
     def gates(self) -> Tensor:
@@ -191,50 +196,34 @@ class PricedMasks(Masks):
         return self._ones.new_zeros(())
 
     def step(self) -> None:
-        gradient = self._ones.grad
-        if gradient is not None:
-            self.squares += gradient.double().square()
-            self.steps += 1
+        if self._ones.grad is not None:
+            self.squares += self._ones.grad.double().square()
         self._ones.grad = None
 
     def resample(self, progress: float) -> Tensor:
-        if progress > self.preset.settle:
-            return self.present
-        self._appraise()
-        keys = self.logits + self.noise / self.temperatures
-        self.present = select(self.space, keys, self.target(progress) * self.dense_macs, self.granularity)
-        self.ages += self.space.effective(self.present)
+        if progress <= self.preset.settle:
+            self._appraise()
+            macs = self.target(progress) * self.dense_macs
+            self.present = select(self.space, self.logits + self.noise, macs, self.granularity)
         return self.present
 
     def _appraise(self) -> None:
-        """Moves the logits towards the log-worth per MAC measured in the last period.
-
-        An absent filter is as promising as the average filter of its group: where filters earn much, more are grown.
-        """
-        now = self.space.effective(self.present)
-        if self.steps == 0 or self.preset.selectivity == 0:
-            return
-        worth = self.squares / self.steps / self.space.marginal_macs(self.present).clamp(min=1)
-        measured = now & (worth > 0)
-        log_worth = torch.log(worth.clamp(min=1e-300)).float()
-        log_worth -= log_worth[measured].mean()
-        wanted = self.preset.selectivity * log_worth
-        rate = self.preset.logit_rate
-        self.logits[measured] += rate * (wanted - self.logits)[measured]
-        for group in self.space.groups:
-            here = measured[group.structures]
-            if here.any():
-                logits = self.logits[group.structures]
-                logits[~here] = logits[here].mean()
+        """Moves the logits towards what the gradients of the last period say."""
+        log_worth = torch.log(self.squares).float()
+        measured = self.space.effective(self.present) & torch.isfinite(log_worth)
+        for family in self._families:
+            here = measured[family]
+            logits, wanted = self.logits[family], torch.zeros_like(self.logits[family])
+            wanted[here] = self.preset.selectivity * (log_worth[family][here] - log_worth[family][here].mean())
+            logits += self.preset.logit_rate * (wanted - logits)  # in place: a view of self.logits
         self.squares.zero_()
-        self.steps = 0
 
     def harden(self) -> Tensor:
         return self.present
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "noise": self.noise, "squares": self.squares.clone(), "steps": self.steps}
+        return {**super().state_dict(), "noise": self.noise, "squares": self.squares.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.noise, self.squares, self.steps = state["noise"], state["squares"].clone(), state["steps"]
+        self.noise, self.squares = state["noise"], state["squares"].clone()

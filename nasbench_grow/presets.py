@@ -15,20 +15,22 @@ class Preset:
     masks: Literal["paper", "priced"]
     periods: int | None
     """How often the network is restructured in a run (T); None: once an epoch (the paper)."""
-    beta_start: float
-    """Temperature beta_0 of a structure that was never present."""
-    beta_growth: float
-    """gamma: factor by which the temperature of an always-present structure rises over the run."""
     growth: float = 1.0
     """Share of the run after which the schedule reaches the budget."""
     settle: float = 1.0
     """Share of the run after which the structure stays as it is."""
     selectivity: float = 0.0
-    """Priced masks: how far the measured worth moves the logits; 0 grows all groups alike."""
+    """Priced masks: logit per unit of log-worth; 0 ignores what a structure is worth."""
     logit_rate: float = 0.5
-    """Priced masks: step from the old log-worth to the new one, each period."""
+    """Priced masks: share of the way from the old logit to the newly measured one that a period goes."""
+    beta_start: float = 1.0
+    """Paper: temperature beta_0 of a structure that was never present."""
+    beta_growth: float = 1.0
+    """Paper: gamma, the factor by which the temperature of an always-present structure rises over the run."""
     price_base: float = 0.0
     """Paper: lambda_base of the budget controller."""
+    cost_aware: bool = False
+    """Paper: a structure is charged for its share of the MACs (c_i) instead of 1."""
     mask_learning_rate: float = 0.0
     """Paper: learning rate of the logits."""
     mask_momentum: float = 0.0
@@ -43,13 +45,16 @@ class Preset:
 
 PRESETS = {
     "paper": Preset(
-        masks="paper", periods=None, beta_start=1.0, beta_growth=100.0,
-        price_base=0.5, mask_learning_rate=0.1, mask_momentum=0.9, logit_start=3.0,
+        masks="paper",
+        periods=None,
+        beta_growth=100.0,
+        price_base=0.5,
+        mask_learning_rate=0.1,
+        mask_momentum=0.9,
+        logit_start=3.0,
     ),
-    "default": Preset(
-        masks="priced", periods=40, beta_start=1.0, beta_growth=50.0, growth=0.3, settle=0.5, selectivity=0.3,
-    ),
-}  # fmt: skip
+    "default": Preset(masks="priced", periods=40, growth=0.15, settle=0.4, selectivity=0.3),
+}
 
 
 def as_preset(name: str | Preset) -> Preset:
