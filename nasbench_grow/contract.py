@@ -35,12 +35,12 @@ class Recipe:
     def for_samples(self, samples: int | None) -> Recipe:
         """The recipe for a run on that many training samples (None: all of them).
 
-        Few samples make few steps, so the batch shrinks with them: the largest power of two that leaves 40 steps an
+        Few samples make few steps, so the batch shrinks with them: the largest power of two that leaves 80 steps an
         epoch, but at least 32, the learning rate in proportion.
         """
         if samples is None:
             return self
-        batch_size = min(self.batch_size, max(32, 2 ** int(math.log2(max(1, samples // 40)))))
+        batch_size = min(self.batch_size, max(32, 2 ** int(math.log2(max(1, samples // 80)))))
         return replace(self, batch_size=batch_size, learning_rate=self.learning_rate * batch_size / self.batch_size)
 
     def learning_rate_at(self, progress: float) -> float:

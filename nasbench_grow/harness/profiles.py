@@ -40,8 +40,19 @@ PROFILES = {
         ),
         Profile(
             "laptop",
-            "every method on part of CIFAR-10, 2 budgets, 3 seeds (30 minutes on two cores)",
-            (Grid(("cifar10",), ("cifar_resnet20",), (0.25, 0.5), (0, 1, 2), epochs=10, train_samples=5000),),
+            "every method on part of CIFAR-10, 2 budgets (grow: 3), 3 seeds (30 minutes on two cores)",
+            (
+                Grid(("cifar10",), ("cifar_resnet20",), (0.25, 0.5), (0, 1, 2), epochs=5, train_samples=2560),
+                Grid(
+                    ("cifar10",),
+                    ("cifar_resnet20",),
+                    (0.75,),
+                    (0, 1, 2),
+                    epochs=5,
+                    train_samples=2560,
+                    methods=("grow",),
+                ),
+            ),
         ),
         Profile(
             "paper",

@@ -31,7 +31,7 @@ Progress = Callable[[dict[str, Any]], None]
 """Told the history entry of every epoch: those of an earlier, interrupted run first, at once."""
 
 
-CURVE_SAMPLES = 1000
+CURVE_SAMPLES = 500
 """How many validation samples the curves over the epochs are drawn from; records use the whole split."""
 
 
