@@ -42,14 +42,14 @@ PROFILES = {
             "laptop",
             "every method on part of CIFAR-10, 2 budgets (grow: 3), 3 seeds (30 minutes on two cores)",
             (
-                Grid(("cifar10",), ("cifar_resnet20",), (0.25, 0.5), (0, 1, 2), epochs=5, train_samples=2560),
+                Grid(("cifar10",), ("cifar_resnet20",), (0.25, 0.5), (0, 1, 2), epochs=5, train_samples=2048),
                 Grid(
                     ("cifar10",),
                     ("cifar_resnet20",),
                     (0.75,),
                     (0, 1, 2),
                     epochs=5,
-                    train_samples=2560,
+                    train_samples=2048,
                     methods=("grow",),
                 ),
             ),
