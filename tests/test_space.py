@@ -198,10 +198,10 @@ def test_a_residual_stream_is_one_group_and_leaves_from_every_tensor_on_it() -> 
         ("branch.3.weight", 0),
         ("branch.3.bias", 0),
     ]
-    assert axes(configuration, "stem") == dict.fromkeys([*stream, ("head.weight", 1)], [1])
+    assert axes(configuration, "stem") == {axis: [1] for axis in [*stream, ("head.weight", 1)]}
     norm = [(f"branch.1.{key}", 0) for key in ("weight", "bias", "running_mean", "running_var")]
     inside = [("branch.0.weight", 0), *norm, ("branch.3.weight", 1)]
-    assert axes(configuration, "branch.0") == dict.fromkeys(inside, [1])
+    assert axes(configuration, "branch.0") == {axis: [1] for axis in inside}
     assert configuration.fixed == {"head": "its channels are the model's output"}
 
 
