@@ -1,0 +1,222 @@
+"""Restructuring: nothing that survives changes by a bit, nothing that is absent is touched, the optimizer follows."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from families import network, seeds, shares, space, structure
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from nasbench_grow.space import Space
+from nasbench_grow.subnetwork import absorb, carry_optimizer, extract
+
+few = settings(max_examples=5, deadline=None, derandomize=True, database=None)
+FAMILIES = ["cifar_resnet", "efficientnet_gn", "vit"]
+Make = Callable[[nn.Module], torch.optim.Optimizer]
+OPTIMIZERS: dict[str, Make] = {
+    "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
+    "adam": lambda model: torch.optim.AdamW(model.parameters(), lr=0.001),
+}
+sequences = st.lists(st.tuples(seeds, shares), min_size=2, max_size=4)
+
+
+def bank_of(family: str) -> nn.Module:
+    """A bank to train, in single precision."""
+    return copy.deepcopy(network(family)).float().train()
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    """One step on random images."""
+    generator = torch.Generator().manual_seed(seed)
+    size = 64 if hasattr(model, "patch_embed") else 32
+    images, labels = torch.randn(4, 3, size, size, generator=generator), torch.arange(4)
+    optimizer.zero_grad()
+    F.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+
+
+def spread(space: Space, present: Tensor, name: str, small: Tensor) -> Tensor:
+    """A sub-network's tensor in the full one's shape, with NaN where it holds nothing."""
+    full = torch.full(space.shapes[name], torch.nan, dtype=torch.double)
+    there = torch.ones(space.shapes[name], dtype=torch.bool)
+    for dim in range(there.ndim):
+        owner = space.owners.get((name, dim))
+        if owner is not None:
+            keep = torch.tensor([number < 0 or bool(present[number]) for number in owner.tolist()])
+            there &= keep.view([-1 if axis == dim else 1 for axis in range(there.ndim)])
+    full[there] = small.double().flatten()
+    return full
+
+
+def state_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """Tensors of the optimizer's state that have an entry for every entry of the parameter."""
+    state = optimizer.state.get(parameter, {})
+    return {key: value for key, value in state.items() if isinstance(value, Tensor) and value.shape == parameter.shape}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_the_optimizer_follows_every_restructuring(family: str, kind: str) -> None:
+    configuration = space(family)
+
+    @few
+    @given(sequence=sequences)
+    def for_every_sequence(sequence: list[tuple[int, float]]) -> None:
+        bank = bank_of(family)
+        present = structure(configuration, *sequence[0])
+        small = extract(configuration, bank, present)
+        optimizer = OPTIMIZERS[kind](small)
+        for seed, share in sequence[1:]:
+            train(small, optimizer, seed)
+            absorb(configuration, bank, present, small)
+            after = structure(configuration, seed, share)
+            grown = extract(configuration, bank, after)
+            follower = OPTIMIZERS[kind](grown)
+            carry_optimizer(configuration, (present, small, optimizer), (after, grown, follower))
+            assert_follows(configuration, (present, small, optimizer), (after, grown, follower))
+            present, small, optimizer = after, grown, follower
+        train(small, optimizer, 0)
+
+    for_every_sequence()
+
+
+State = tuple[Tensor, nn.Module, torch.optim.Optimizer]
+
+
+def assert_follows(space: Space, before: State, after: State) -> None:
+    """Every live parameter is optimized; survivors keep weights and state bit by bit; the newborn start at zero."""
+    old = dict(before[1].named_parameters())
+    optimized = {id(parameter) for group in after[2].param_groups for parameter in group["params"]}
+    assert optimized == {id(parameter) for parameter in after[1].parameters()}
+    for name, parameter in after[1].named_parameters():
+        new_weights = spread(space, after[0], name, parameter.detach())
+        states = state_of(after[2], parameter)
+        if name not in old:
+            assert not after[2].state.get(parameter)
+            continue
+        old_weights = spread(space, before[0], name, old[name].detach())
+        survive = ~old_weights.isnan() & ~new_weights.isnan()
+        assert torch.equal(old_weights[survive], new_weights[survive])
+        old_states = state_of(before[2], old[name])
+        assert states.keys() == old_states.keys()
+        for key, value in states.items():
+            now, earlier = spread(space, after[0], name, value), spread(space, before[0], name, old_states[key])
+            assert torch.equal(now[survive], earlier[survive])
+            assert (now[~now.isnan() & ~survive] == 0).all()
+        if "step" in before[2].state.get(old[name], {}):
+            assert after[2].state[parameter]["step"] == before[2].state[old[name]]["step"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@few
+@given(seed=seeds, share=shares)
+def test_absorbing_what_was_extracted_changes_nothing(family: str, seed: int, share: float) -> None:
+    configuration, bank = space(family), bank_of(family)
+    before = copy.deepcopy(bank.state_dict())
+    present = structure(configuration, seed, share)
+    absorb(configuration, bank, present, extract(configuration, bank, present))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in bank.state_dict().items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@few
+@given(first=st.tuples(seeds, shares), second=st.tuples(seeds, shares))
+def test_a_structure_that_leaves_and_returns_finds_its_weights_again(
+    family: str, first: tuple[int, float], second: tuple[int, float]
+) -> None:
+    configuration, bank = space(family), bank_of(family)
+    origin = copy.deepcopy(bank.state_dict())
+    one, other = structure(configuration, *first), structure(configuration, *second)
+    small = extract(configuration, bank, one)
+    train(small, OPTIMIZERS["sgd"](small), 0)
+    absorb(configuration, bank, one, small)
+    for name, tensor in bank.state_dict().items():  # what was absent is untouched
+        if name in small.state_dict():
+            learned = spread(configuration, one, name, small.state_dict()[name])
+            expected = torch.where(learned.isnan(), origin[name].double(), learned)
+        else:
+            expected = origin[name].double()
+        assert torch.equal(tensor.double(), expected)
+
+    middle = extract(configuration, bank, other)
+    absorb(configuration, bank, other, middle)
+    again = extract(configuration, bank, one)
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, small.state_dict()[name])
+
+
+@few
+@given(seed=seeds, share=shares)
+def test_a_sub_network_shares_no_memory_with_the_bank(seed: int, share: float) -> None:
+    configuration, bank = space("cifar_resnet"), bank_of("cifar_resnet")
+    before = copy.deepcopy(bank.state_dict())
+    small = extract(configuration, bank, structure(configuration, seed, share))
+    with torch.no_grad():
+        for tensor in small.state_dict().values():
+            tensor.zero_()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in bank.state_dict().items())
+
+
+def test_running_statistics_travel_both_ways() -> None:
+    configuration, bank = space("cifar_resnet"), bank_of("cifar_resnet")
+    present = structure(configuration, 3, 0.5)
+    small = extract(configuration, bank, present)
+    before = small.bn1.running_mean.clone()
+    kept = present[: configuration.groups[0].size]
+    assert torch.equal(before, bank.bn1.running_mean[kept])
+    small(torch.randn(4, 3, 32, 32))
+    assert not torch.equal(small.bn1.running_mean, before)
+    absorb(configuration, bank, present, small)
+    assert torch.equal(small.bn1.running_mean, bank.bn1.running_mean[kept])
+    assert bank.bn1.num_batches_tracked == small.bn1.num_batches_tracked
+
+
+def test_modes_and_frozen_parameters_are_kept() -> None:
+    configuration, bank = space("cifar_resnet"), bank_of("cifar_resnet")
+    bank.layer2.eval()
+    bank.conv1.weight.requires_grad_(False)
+    small = extract(configuration, bank, configuration.full())
+    assert {name: module.training for name, module in small.named_modules()} == {
+        name: module.training for name, module in bank.named_modules()
+    }
+    assert not small.conv1.weight.requires_grad and small.fc.weight.requires_grad
+
+
+@pytest.mark.parametrize("family", ["resnext", "mobilenetv2", "efficientnet_gn", "convnext", "vit", "densenet"])
+@few
+@given(seed=seeds, share=shares)
+def test_sizes_kept_as_attributes_are_those_of_the_tensors(family: str, seed: int, share: float) -> None:
+    configuration = space(family)
+    small = extract(configuration, network(family), structure(configuration, seed, share))
+    for module in small.modules():
+        if isinstance(module, nn.Conv2d):
+            shape = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
+            assert module.weight.shape == shape
+            assert module.out_channels % module.groups == module.in_channels % module.groups == 0
+        elif isinstance(module, nn.Linear):
+            assert module.weight.shape == (module.out_features, module.in_features)
+        elif isinstance(module, nn.BatchNorm2d):
+            assert module.weight.shape == module.running_mean.shape == (module.num_features,)
+        elif isinstance(module, nn.GroupNorm):
+            assert module.weight.shape == (module.num_channels,) and module.num_channels % module.num_groups == 0
+        elif isinstance(module, nn.LayerNorm):
+            assert module.weight.shape == module.normalized_shape
+
+
+def test_transposed_convolutions_and_learned_slopes_shrink_too() -> None:
+    from nasbench_grow.discovery import discover
+
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 1), nn.PReLU(6), nn.ConvTranspose2d(6, 4, 2, 2), nn.ReLU(), nn.Conv2d(4, 2, 1)
+    )
+    configuration = discover(model, torch.zeros(1, 3, 8, 8))
+    small = extract(configuration, model, configuration.seed())
+    assert (small[0].out_channels, small[1].num_parameters) == (1, 1)
+    assert (small[2].in_channels, small[2].out_channels, small[4].in_channels) == (1, 1, 1)
+    assert small(torch.zeros(1, 3, 8, 8)).shape == (1, 2, 16, 16)
