@@ -15,9 +15,9 @@ from nasbench_grow.harness.cell import Cell
 from nasbench_grow.harness.progress import duration
 from nasbench_grow.harness.store import Record, Store
 
-SECONDS_PER_MAC = 2e-11
-"""Used where the results folder holds no finished cell of the set-up: 50 G multiply-accumulates a second, about what
-small CIFAR networks reach on two cores of a present-day CPU."""
+SECONDS_PER_MAC = 4.5e-11
+"""Used where the results folder holds no finished cell of the set-up: what the cells of the ``laptop`` profile took on
+two cores, evaluation included, for each MAC of their training."""
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,22 @@ PROFILES = {
             ),
         ),
         Profile(
+            "lengths",
+            "grow on digits for 10, 40 and 160 epochs, 3 budgets, 3 seeds: is it scale-free? (10 minutes on two cores)",
+            tuple(
+                Grid(
+                    ("digits",),
+                    ("cifar_resnet20",),
+                    (0.25, 0.5, 0.75),
+                    (0, 1, 2),
+                    epochs=epochs,
+                    train_samples=256,
+                    methods=("grow",),
+                )
+                for epochs in (10, 40, 160)
+            ),
+        ),
+        Profile(
             "paper",
             "the full recipes on CIFAR-10: 3 backbones, 3 budgets, 3 seeds (wants a GPU, or weeks)",
             (
