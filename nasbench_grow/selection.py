@@ -11,6 +11,9 @@ from torch import Tensor
 
 from nasbench_grow.space import Space
 
+UNUSED = 0.01
+"""Share of the dense MACs that rounded widths may leave of a budget; more is spent in half steps of width."""
+
 
 def select(space: Space, keys: Tensor, macs: float, granularity: int = 1) -> Tensor:
     """The structures with the highest keys that cost at most ``macs``.
@@ -19,7 +22,7 @@ def select(space: Space, keys: Tensor, macs: float, granularity: int = 1) -> Ten
         space: the configuration space.
         keys: shape (structures,), any real numbers; ties go to the lower number.
         macs: forward MACs that the sub-network may cost.
-        granularity: widths above it are multiples of it (or the full width).
+        granularity: widths above it are multiples of it (or the full width), but for what :data:`UNUSED` says.
 
     Returns:
         ``present``, shape (structures,), bool: each group has at least its best filter; after the threshold, the best
@@ -35,7 +38,11 @@ def select(space: Space, keys: Tensor, macs: float, granularity: int = 1) -> Ten
         else:
             high = middle - 1
     present = _first(space, keys, ranking[:low], granularity)
-    return _fill(space, keys, ranking[low:], present, macs, granularity)
+    present = _fill(space, keys, ranking, present, macs, granularity)
+    while granularity > 1 and macs - space.macs(present) > UNUSED * space.macs(space.full()):
+        granularity //= 2
+        present = _fill(space, keys, ranking, present, macs, granularity)
+    return present
 
 
 def _first(space: Space, keys: Tensor, chosen: Tensor, granularity: int) -> Tensor:
@@ -48,11 +55,11 @@ def _first(space: Space, keys: Tensor, chosen: Tensor, granularity: int) -> Tens
     return present
 
 
-def _fill(space: Space, keys: Tensor, rest: Tensor, present: Tensor, macs: float, granularity: int) -> Tensor:
-    """Adds the best of the structures left, one step of width or one layer at a time, while they fit."""
+def _fill(space: Space, keys: Tensor, ranking: Tensor, present: Tensor, macs: float, granularity: int) -> Tensor:
+    """Adds the best of the absent structures, one step of width or one layer at a time, while they fit."""
     group_of = {number: group for group in space.groups for number in range(group.start, group.start + group.size)}
     tried: set[str | int] = set()
-    for number in rest.tolist():
+    for number in ranking[~present[ranking]].tolist():
         group = group_of.get(number)
         name: str | int = number if group is None else group.name
         if name in tried:

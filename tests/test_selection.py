@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nasbench_grow.selection import allowed_width, select, uniform_keys
+from nasbench_grow.selection import UNUSED, allowed_width, select, uniform_keys
 from nasbench_grow.space import Space
 
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None)
@@ -102,11 +102,24 @@ def test_widths_are_allowed_ones_and_the_highest_keys_of_each_group(
     configuration = space(family)
     keys = random_keys(configuration, seed)
     present = select(configuration, keys, share * dense(configuration), granularity)
+    rounded = present.clone()
     for group in configuration.groups:
         chosen, mine = present[group.structures], keys[group.structures]
         width = int(chosen.sum())
-        assert width < granularity or width % granularity == 0 or width == group.size
         assert width == group.size or mine[chosen].min() >= mine[~chosen].max()
+        surplus = 0 if width in (group.size, *range(granularity)) else width % granularity
+        rounded[group.start + torch.where(chosen, mine, torch.inf).argsort()[:surplus]] = False
+    if not torch.equal(rounded, present):  # odd widths only where rounded ones would leave the budget unused
+        assert share * dense(configuration) - configuration.macs(rounded) > UNUSED * dense(configuration)
+
+
+def test_a_coarse_granularity_meets_the_budget_all_the_same() -> None:
+    configuration = space("cifar_resnet")
+    for seed in range(40):
+        for share in (0.25, 0.5, 0.75):
+            keys = random_keys(configuration, seed)
+            cost = configuration.macs(select(configuration, keys, share * dense(configuration), 8))
+            assert 0 <= share - cost / dense(configuration) <= 0.01
 
 
 @few
