@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from nasbench_grow.discovery import discover
 from nasbench_grow.space import Space
 from nasbench_grow.subnetwork import absorb, carry_optimizer, extract
 
