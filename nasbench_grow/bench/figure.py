@@ -15,7 +15,7 @@ from nasbench_grow.bench.record import Record
 from nasbench_grow.bench.step_time import against_dense
 from nasbench_grow.report.style import RC
 
-_LOOKS = {
+_LOOKS: dict[object, tuple[str, str]] = {
     ("uniform", 1): ("#CC79A7", "X"),
     ("uniform", 4): ("#E69F00", "v"),
     ("uniform", 8): ("#D55E00", "o"),
@@ -25,6 +25,8 @@ _LOOKS = {
     "depth": ("#000000", "*"),
 }
 """Colour and marker of a granularity or kind."""
+_APART = 0.012
+"""How far neighbouring series are moved apart sideways, so that none hides another."""
 
 
 def draw(record: Record) -> Figure:
@@ -39,7 +41,7 @@ def draw(record: Record) -> Figure:
             for column, setup in enumerate(setups):
                 axes = panels[row][column]
                 _panel(axes, record, backbone, setup)
-                axes.set_title(f"{backbone}, set-up {setup}")
+                axes.set_title(f"{backbone}, {setup}")
                 if row == len(backbones) - 1:
                     axes.set_xlabel("MACs, share of dense")
                 if column == 0:
@@ -66,10 +68,12 @@ def _panel(axes: Axes, record: Record, backbone: str, setup: str) -> None:
     for network in record["networks"]:
         if (network["backbone"], network["setup"]) == (backbone, setup) and network["kind"] != "dense":
             kind, granularity = network["kind"], network["granularity"]
-            colour, marker = _LOOKS.get((kind, granularity), _LOOKS.get(kind, ("#6E6E6E", "s")))
+            look = (kind, granularity) if kind == "uniform" else kind
+            colour, marker = _LOOKS.get(look, ("#6E6E6E", "s"))
+            place = list(_LOOKS).index(look) if look in _LOOKS else len(_LOOKS)
             found = against_dense(record, network, fastest=False)
             axes.errorbar(
-                network["macs"] / network["dense_macs"],
+                network["macs"] / network["dense_macs"] + _APART * (place - len(_LOOKS) // 2),
                 found.median,
                 yerr=[[found.median - found.low], [found.high - found.median]],
                 color=colour,

@@ -14,7 +14,7 @@ class Settings:
     pixels: int = 32
     seconds: float = 45.0
     """About how long the timed rounds of one comparison take."""
-    min_rounds: int = 5
+    min_rounds: int = 4
     """Rounds of a comparison, however long they take."""
     restructurings: int = 12
     repeats: int = 3

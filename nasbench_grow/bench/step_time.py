@@ -67,7 +67,8 @@ def tables(record: Record) -> str:
     for (name, setup), networks in groupby(record["networks"], key=lambda each: (each["backbone"], each["setup"])):
         sections.append(f"**{name}, set-up `{setup}`**\n\n{_networks(record, list(networks))}")
     notes = (
-        "Medians over rounds with quartiles in brackets; a ratio is taken within each round. MACs are shares of the "
+        "Medians over rounds with quartiles in brackets; a ratio is taken within each round. Widths are in forward "
+        "order, repeated ones once, 0 inside an absent block. MACs are shares of the "
         f"dense network's. *Fastest*: the layout in which the dense network is fastest.\n\n{legend}"
     )
     return "\n\n".join(section for section in [*sections, notes, origin(record)] if section)
