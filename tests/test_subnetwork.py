@@ -211,8 +211,6 @@ def test_sizes_kept_as_attributes_are_those_of_the_tensors(family: str, seed: in
 
 
 def test_transposed_convolutions_and_learned_slopes_shrink_too() -> None:
-    from nasbench_grow.discovery import discover
-
     model = nn.Sequential(
         nn.Conv2d(3, 6, 1), nn.PReLU(6), nn.ConvTranspose2d(6, 4, 2, 2), nn.ReLU(), nn.Conv2d(4, 2, 1)
     )
