@@ -137,6 +137,14 @@ def test_the_penalty_is_the_price_times_the_sum_of_the_gates():
     assert masks.penalty().item() == pytest.approx(masks.price * masks.gates().sum().item())
 
 
+def test_a_cost_aware_penalty_charges_each_structure_its_share_of_the_macs():
+    masks = paper(replace(PAPER, cost_aware=True), net=Residual)
+    marginal = masks.space.marginal_macs(masks.space.full())
+    charges = marginal / marginal.mean()
+    by_hand = masks.price * (charges * masks.gates().double()).sum()
+    assert masks.penalty().item() == pytest.approx(by_hand.item(), rel=1e-5)
+
+
 def test_one_gradient_step_by_hand():
     masks = paper(replace(PAPER, mask_learning_rate=0.2, mask_momentum=0.9))
     slopes = slopes_of(masks, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import torch
@@ -63,7 +63,7 @@ class Residual(nn.Module):
         return self.fc(self.blocks(F.relu(self.norm(self.stem(x)))).mean((2, 3)))
 
 
-def seeded(make: type[nn.Module], seed: int = 0) -> nn.Module:
+def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     """A fresh network with the same weights at each call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
