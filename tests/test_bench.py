@@ -18,6 +18,7 @@ from nasbench_grow.bench.settings import EPOCH_STEPS, QUICK
 from nasbench_grow.bench.steps import interleave, training_step
 from nasbench_grow.errors import UserError
 from nasbench_grow.harness.setups import SETUPS
+from nasbench_grow.subnetwork import extract
 
 TINY = replace(QUICK, backbones=("tiny_network",), batch_size=2, pixels=8, cells=3)
 PAGE = "".join(f"before\n<!-- bench:{part} -->\nold\n<!-- /bench:{part} -->\nafter\n" for part in bench.PARTS)
@@ -113,10 +114,11 @@ def test_every_variant_is_timed_in_every_layout_within_its_share(folder: Path) -
 
 
 def test_internal_keeps_the_streams_and_depth_keeps_the_widths() -> None:
-    _, space = networks.backbone("cifar_resnet20", replace(QUICK, pixels=8))
+    model, space = networks.backbone("cifar_resnet20", replace(QUICK, pixels=8))
     internal = networks.structures(space, networks.Variant("internal", 0.5, 8))
-    widths = space.widths(internal)
-    assert (widths["conv1"], widths["layer3.0.downsample.0"]) == (16, 64) and widths["layer1.0.conv1"] < 16
+    kept = extract(space, model, internal).state_dict()
+    streams = [len(kept[f"layer{stage}.2.bn2.weight"]) for stage in (1, 2, 3)]
+    assert streams == [16, 32, 64] and len(kept["layer1.0.conv1.weight"]) < 16
     depth = networks.structures(space, networks.Variant("depth", 0.5, 8))
     assert depth[: space.filters].all() and not depth[space.filters :].all()
     kinds = {variant.kind for variant in networks.variants(space, 8)}
