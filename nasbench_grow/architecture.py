@@ -54,6 +54,8 @@ def rebuild(text: str, full: nn.Module | None = None) -> nn.Module:
     try:
         plan = json.loads(text)
         backbone, options, removed, shapes = (plan[key] for key in ("backbone", "options", "removed", "shapes"))
+        if plan["format"] != FORMAT:
+            raise ValueError(plan["format"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{text[:40]!r}... is not an architecture of format {FORMAT!r}; give what describe() gave"

@@ -38,10 +38,11 @@ def discover(model: nn.Module, example: Tensor) -> Space:
         example: one input with a batch axis, as the model takes it (its values do not matter).
 
     Raises:
-        UserError: the model cannot be traced.
+        UserError: the model cannot be traced, or two of its modules share a weight.
     """
     from nasbench_grow.exactness import unfaithful
 
+    _refuse_shared_weights(model)
     dense_macs = count_macs(model, example)
     probe, example = _probe(model, example)
     couplings = _Couplings(probe)
@@ -55,6 +56,17 @@ def discover(model: nn.Module, example: Tensor) -> Space:
         if not reasons:
             return space
         rejected |= {name.partition("#")[0]: reason for name, reason in reasons.items()}
+
+
+def _refuse_shared_weights(model: nn.Module) -> None:
+    """A weight with two names would be cut twice, in two ways."""
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        other = first.setdefault(id(parameter), name)
+        if other != name:
+            raise UserError(
+                f"{other} and {name} are one tensor: a model with shared weights cannot be grown; untie them"
+            )
 
 
 def _probe(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:

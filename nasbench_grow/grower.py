@@ -117,7 +117,7 @@ class Grower:
     def _restructure(self) -> None:
         """Writes the sub-network back, samples the structures of the next period, and takes those up."""
         before, cost = self.masks.present, self.masks.cost
-        after = self.masks.resample(min(1.0, (self.steps_done + self.period) / self.total_steps))
+        after = self.masks.resample(self.steps_done / self.total_steps)
         self.largest_step = max(self.largest_step, abs(self.masks.cost - cost))
         if not torch.equal(before, after):
             absorb(self.space, self.bank, before, self.gated.network)
@@ -145,11 +145,12 @@ class Grower:
 
     def log(self) -> dict[str, float]:
         """Scheduled cost, actual cost, and its largest change by one restructuring, as shares of the dense MACs."""
-        progress = min(1.0, -(-self.steps_done // self.period) * self.period / self.total_steps)
+        restructured_at = max(0, self.steps_done - 1) // self.period * self.period
+        progress = restructured_at / self.total_steps
         return {"target": self.masks.target(progress), "cost": self.masks.cost, "largest_step": self.largest_step}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes: weights, present network, masks, optimizer, counters."""
+        """Everything that changes here: weights, present network, masks, optimizer, steps (not the caller's meter)."""
         return {
             "bank": self.bank.state_dict(),
             "network": self.gated.network.state_dict(),

@@ -63,7 +63,7 @@ class Masks(ABC):
 
     @abstractmethod
     def resample(self, progress: float) -> Tensor:
-        """Chooses the structures of the next period; ``progress`` is the share of the run that is done by its end."""
+        """Chooses the structures of the next period; ``progress`` is the share of the run that is done by now."""
 
     @abstractmethod
     def harden(self) -> Tensor:
@@ -174,6 +174,7 @@ class PricedMasks(Masks):
         self._families = [group.structures for group in space.groups] + [layers] * bool(space.layers)
         self.noise = self._noise()
         self.squares = torch.zeros(len(space), dtype=torch.float64)
+        self.full_grown = False  # a run of a few steps may reach its budget only after it should have settled
         self._ones = torch.ones(len(space), requires_grad=True)
 
     def _noise(self) -> Tensor:
@@ -201,10 +202,12 @@ class PricedMasks(Masks):
         self._ones.grad = None
 
     def resample(self, progress: float) -> Tensor:
-        if progress <= self.preset.settle:
-            self._appraise()
-            macs = self.target(progress) * self.dense_macs
-            self.present = select(self.space, self.logits + self.noise, macs, self.granularity)
+        if progress > self.preset.settle and self.full_grown:
+            return self.present
+        self._appraise()
+        macs = self.target(progress) * self.dense_macs
+        self.present = select(self.space, self.logits + self.noise, macs, self.granularity)
+        self.full_grown = self.preset.schedule(progress) >= 1
         return self.present
 
     def _appraise(self) -> None:
@@ -222,8 +225,14 @@ class PricedMasks(Masks):
         return self.present
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "noise": self.noise, "squares": self.squares.clone()}
+        return {
+            **super().state_dict(),
+            "noise": self.noise,
+            "squares": self.squares.clone(),
+            "full_grown": self.full_grown,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.noise, self.squares = state["noise"], state["squares"].clone()
+        self.full_grown = state["full_grown"]

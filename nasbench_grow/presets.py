@@ -53,7 +53,7 @@ PRESETS = {
         mask_momentum=0.9,
         logit_start=3.0,
     ),
-    "default": Preset(masks="priced", periods=40, growth=0.15, settle=0.4, selectivity=0.3),
+    "default": Preset(masks="priced", periods=40, growth=0.2, settle=0.4, selectivity=0.3),
 }
 
 

@@ -29,6 +29,22 @@ def select(space: Space, keys: Tensor, macs: float, granularity: int = 1) -> Ten
         structures that still fit are added, so the cost ends close below ``macs``. If not even one filter in every
         group fits, that smallest network is returned.
     """
+    present = _above_threshold(space, keys, macs, granularity)
+    enough = macs - UNUSED * space.macs(space.full())
+    absent = [number for number in range(space.filters, len(space)) if not present[number]]
+    for layer in sorted(absent, key=lambda number: -float(keys[number])):
+        if space.macs(present) >= enough:
+            break
+        with_layer = keys.clone()  # a layer that just missed may leave much unused: let it in, and fewer filters
+        with_layer[layer] = torch.inf
+        candidate = _above_threshold(space, with_layer, macs, granularity)
+        if space.macs(present) < space.macs(candidate) <= macs:
+            present = candidate
+    return present
+
+
+def _above_threshold(space: Space, keys: Tensor, macs: float, granularity: int) -> Tensor:
+    """The structures above the lowest threshold that ``macs`` allows, and what of the others still fits."""
     ranking = torch.argsort(keys, descending=True, stable=True)
     low, high = 0, len(space)  # the number of structures above the threshold: `low` fits, `high` may not
     while low < high:

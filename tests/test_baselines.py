@@ -185,7 +185,9 @@ def test_random_also_removes_layers():
 def test_widths_are_multiples_of_the_granularity(method):
     run = method(job(lambda: Plain(40), granularity=8, epochs=2))
     train(run, 1, 2)
-    assert all(width % 8 == 0 or width < 8 for width in widths(run.finish()).values())
+    found = widths(run.finish()).values()
+    rounded = [width for width in found if width % 8 == 0 or width < 8]
+    assert len(rounded) >= len(found) - 1, "one width may spend what the rounded ones leave of the budget"
 
 
 # --- L1 ---
