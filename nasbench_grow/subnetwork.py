@@ -137,9 +137,11 @@ def _cut(space: Space, present: Tensor, name: str, tensor: Tensor) -> Tensor:
 def _paste(space: Space, present: Tensor, name: str, tensor: Tensor, small: Tensor) -> None:
     """Writes ``small`` over the entries of a full tensor that ``present`` keeps."""
     kept = [space.kept(present, (name, dim)) for dim in range(tensor.ndim)]
-    if all(index is None for index in kept):
+    while kept and kept[-1] is None:  # whole trailing dimensions need no index: much faster for convolutions
+        kept.pop()
+    if not kept:
         tensor.copy_(small)
         return
-    lengths = zip(kept, tensor.shape, strict=True)
+    lengths = zip(kept, tensor.shape[: len(kept)], strict=True)
     indices = [torch.arange(length) if index is None else index for index, length in lengths]
     tensor[torch.meshgrid(*(index.to(tensor.device) for index in indices), indexing="ij")] = small
