@@ -107,7 +107,7 @@ _HOW_TO_READ = """## Reading the records
 ```python
 import nasbench_grow.results
 
-frame = nasbench_grow.results.load("{folder}")   # a row a cell
+frame = nasbench_grow.results.load("{folder}")  # a row a cell
 frame.groupby(["method", "budget"])["test_metric"].agg(["mean", "std", "count"])
 ```
 
