@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 
 from nasbench_grow.bench.record import Record
 from nasbench_grow.bench.step_time import against_dense
+from nasbench_grow.files import write_whole
 from nasbench_grow.report.style import RC
 
 _LOOKS: dict[object, tuple[str, str]] = {
@@ -58,9 +58,7 @@ def save(figure: Figure, path: Path) -> None:
     """Writes a PNG file atomically."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(buffer.getvalue())
-    os.replace(part, path)
+    write_whole(path, buffer.getvalue())
 
 
 def _panel(axes: Axes, record: Record, backbone: str, setup: str) -> None:

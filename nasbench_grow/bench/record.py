@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from nasbench_grow.bench.settings import Settings
 from nasbench_grow.errors import UserError
+from nasbench_grow.files import write_whole
 from nasbench_grow.harness import measure
 
 Record = dict[str, Any]
@@ -95,14 +96,8 @@ def write(path: Path, data: str) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    part = path.with_name(f"{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        write_whole(path, data.encode())
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"cannot write {path}: {reason}; give a folder that you may write with --out") from error

@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from nasbench_grow.errors import UserError
+from nasbench_grow.files import write_whole
 
 Record = dict[str, Any]
 
@@ -171,19 +172,8 @@ class Store:
         return self.root / kind / f"{key}{suffix}"
 
     def _write(self, path: Path, data: bytes | memoryview) -> None:
-        # the neighbour's name is fixed: the lock allows one writer, and what a killed one leaves is overwritten
-        neighbour = path.with_name(f"{path.name}.part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with open(neighbour, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(neighbour, path)
-            except BaseException:
-                neighbour.unlink(missing_ok=True)
-                raise
+            write_whole(path, data)
         except OSError as error:
             raise _store_error("write", path, error) from error
 

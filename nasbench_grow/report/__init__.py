@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +10,7 @@ from matplotlib.figure import Figure
 
 from nasbench_grow import results
 from nasbench_grow.errors import UserError
+from nasbench_grow.files import write_whole
 from nasbench_grow.report import documents, tables
 from nasbench_grow.report.figures import draw
 from nasbench_grow.report.protocol import blocks
@@ -50,7 +49,7 @@ def write(folder: str | Path = "results") -> list[Path]:
     page = documents.page(folder.resolve().name, found, every_table, shown)
     files = {folder / "README.md": page.encode()} | files
     for path, content in files.items():
-        _write_whole(path, content)
+        _write(path, content)
     return list(files)
 
 
@@ -63,21 +62,9 @@ def _rendered(figure: Figure) -> dict[str, bytes]:
     return {"png": png.getvalue(), "pdf": pdf.getvalue()}
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that nobody ever sees half of it."""
+def _write(path: Path, content: bytes) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                temporary.chmod(0o644)
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        write_whole(path, content)
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror}; free space or choose a folder you may write to"
