@@ -25,6 +25,7 @@ from nasbench_grow.data.raw import RawImages
 from nasbench_grow.errors import UserError
 from nasbench_grow.tasks import cifar10, fashion_mnist
 from nasbench_grow.tasks.cifar10 import Cifar10
+from nasbench_grow.tasks.cifar10_16px import Cifar10At16Pixels
 from nasbench_grow.tasks.digits import Digits
 from nasbench_grow.tasks.fashion_mnist import FashionMnist
 
@@ -222,6 +223,29 @@ def test_without_data_or_network_one_line_says_how_to_go_on(task: ImageClassific
     assert f"no {task.name} in {folder}" in message and "torchvision's download" in message
     assert "not installed" in message and "put torchvision's folder" in message
     assert "\n" not in message
+
+
+def test_cifar10_at_16_pixels_averages_the_same_images_and_keeps_no_copy(
+    folder: Path, small_cifar: RawImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = cache.Source("made up", lambda work: small_cifar)
+    cache.fetch_once(folder / "cifar10.safetensors", small_cifar.sha256(), [source], "")
+    task = Cifar10At16Pixels()
+    assert task.fetch() == folder / "cifar10.safetensors"
+    halved = task.read()
+    for small, large in (
+        (halved.train_images, small_cifar.train_images), (halved.test_images, small_cifar.test_images),
+    ):  # fmt: skip
+        means = nn.functional.avg_pool2d(large.double(), 2)
+        assert small.dtype == torch.uint8
+        assert torch.equal(small.double(), (means + 0.5).floor())
+    whole, proxy = Cifar10().load(CPU, train_samples=40), task.load(CPU, train_samples=40)
+    for ours, theirs in ((proxy.train, whole.train), (proxy.val, whole.val), (proxy.test, whole.test)):
+        images, labels = next(ours.batches(1000))
+        assert images.shape == (len(theirs), *task.input_shape)
+        assert torch.equal(labels, next(theirs.batches(1000))[1])
+    assert next(proxy.train.epoch(0, 8, seed=0))[0].shape == (8, *task.input_shape)
+    assert [path.name for path in folder.iterdir() if not path.name.startswith(".")] == ["cifar10.safetensors"]
 
 
 # --- Fashion-MNIST ---
