@@ -5,13 +5,17 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from nasbench_grow import backbones
+from nasbench_grow.backbones.cifar_mobilenet import CifarMobileNetV2, InvertedResidual
 from nasbench_grow.cost import count_macs
+from nasbench_grow.discovery import discover
 from nasbench_grow.errors import UserError
+from nasbench_grow.subnetwork import extract
 
-SMALL = ["cifar_resnet20", "cifar_resnet56", "cifar_vgg16_bn"]
+SMALL = ["cifar_mobilenetv2", "cifar_resnet20", "cifar_resnet56", "cifar_vgg16_bn"]
 ALL = [*SMALL, "cifar_wrn28_10"]
 
 
@@ -47,7 +51,23 @@ def wrn28_10(classes: int, channels: int) -> tuple[int, int]:
     return params + stem + 2 * 640 + 641 * classes, macs + stem * 32 * 32 + 640 * classes
 
 
+def mobilenetv2(classes: int, channels: int) -> tuple[int, int]:
+    layers = [conv_bn(channels, 32, 3, 32)]
+    c_in = 32
+    # table 2 of the paper: expansion, output channels, blocks, and here the side of the stage's input and output
+    table = [(1, 16, 1, 32, 32), (6, 24, 2, 32, 32), (6, 32, 3, 32, 16), (6, 64, 4, 16, 8), (6, 96, 3, 8, 8)]
+    for t, c_out, blocks, before, after in [*table, (6, 160, 3, 8, 4), (6, 320, 1, 4, 4)]:
+        for block in range(blocks):
+            inner = t * c_in
+            layers += [conv_bn(c_in, inner, 1, before if block == 0 else after)] * (t > 1)
+            layers += [conv_bn(1, inner, 3, after), conv_bn(inner, c_out, 1, after)]
+            c_in = c_out
+    layers += [conv_bn(320, 1280, 1, 4)]
+    return sum(p for p, _ in layers) + 1281 * classes, sum(m for _, m in layers) + 1280 * classes
+
+
 EXPECTED = {
+    "cifar_mobilenetv2": mobilenetv2,
     "cifar_resnet20": lambda classes, channels: resnet(3, classes, channels),
     "cifar_resnet56": lambda classes, channels: resnet(9, classes, channels),
     "cifar_vgg16_bn": vgg16,
@@ -66,7 +86,12 @@ def test_parameters_and_macs_equal_the_hand_written_sum(name: str, classes: int,
 
 @pytest.mark.parametrize(
     "name, params, macs",
-    [("cifar_resnet20", 0.27e6, 40.8e6), ("cifar_vgg16_bn", 14.7e6, 313e6), ("cifar_wrn28_10", 36.5e6, 5.24e9)],
+    [
+        ("cifar_resnet20", 0.27e6, 40.8e6),
+        ("cifar_vgg16_bn", 14.7e6, 313e6),
+        ("cifar_wrn28_10", 36.5e6, 5.24e9),
+        ("cifar_mobilenetv2", 2.24e6, 88.0e6),  # as many parameters as torchvision's with 10 classes
+    ],
 )
 def test_the_sums_agree_with_the_published_sizes(name: str, params: float, macs: float) -> None:
     assert EXPECTED[name](10, 3) == (pytest.approx(params, rel=0.01), pytest.approx(macs, rel=0.01))
@@ -120,6 +145,44 @@ def test_a_block_whose_last_norm_is_zero_is_the_identity(name: str, block: str) 
     nn.init.zeros_(module.bn2.bias)
     before, after = _activations(network, module, torch.randn(1, 3, 8, 8))
     assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("size, channels", [(8, 1), (16, 3)])
+def test_streams_expansions_and_inverted_residuals_of_mobilenetv2_can_be_grown(size: int, channels: int) -> None:
+    torch.manual_seed(0)
+    network, example = backbones.create("cifar_mobilenetv2", 10, channels), torch.zeros(1, channels, size, size)
+    space = discover(network, example)
+    widths = {group.name: group.size for group in space.groups}
+    expansions = {name: width for name, width in widths.items() if ".expand." in name}
+    streams = [width for name, width in widths.items() if ".project." in name]
+    assert list(expansions.values()) == [96, 144, 144, *[192] * 3, *[384] * 4, *[576] * 3, *[960] * 3]
+    assert streams == [16, 24, 32, 64, 96, 160, 320]
+    assert widths.keys() - expansions.keys() == {"stem.0", "head.0"} | {n for n in widths if ".project." in n}
+    assert space.fixed == {"classifier": "its channels are the model's output"}
+    with_shortcut = [
+        name for name, block in network.named_modules() if isinstance(block, InvertedResidual) and block.has_shortcut
+    ]
+    assert [layer.path for layer in space.layers] == with_shortcut
+    assert len(with_shortcut) == 10
+    for share in (0.0, 0.3, 0.7):
+        present = torch.rand(len(space)) < share
+        present[[group.start for group in space.groups]] = True
+        small = extract(space, network, present).eval()
+        assert count_macs(small, example) == space.macs(present)
+        assert small(example.expand(2, -1, -1, -1)).shape == (2, 10)
+
+
+def test_mobilenetv2_is_the_published_one_but_for_two_strides() -> None:
+    theirs = torchvision.models.mobilenet_v2(num_classes=10)
+    ours = CifarMobileNetV2(10, 3)
+
+    def convolutions(network: nn.Module) -> list[tuple[object, ...]]:
+        found = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+        return [(m.in_channels, m.out_channels, m.kernel_size, m.groups, m.padding, m.stride) for m in found]
+
+    pairs = list(zip(convolutions(theirs), convolutions(ours), strict=True))
+    assert all(one[:-1] == other[:-1] for one, other in pairs)
+    assert [(one[-1], other[-1]) for one, other in pairs if one != other] == [((2, 2), (1, 1))] * 2
 
 
 def test_a_timm_model_can_be_created_by_name() -> None:

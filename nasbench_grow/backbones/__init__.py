@@ -7,7 +7,7 @@
 import timm
 from torch import nn
 
-from nasbench_grow.backbones import cifar_resnet, cifar_vgg, cifar_wrn  # noqa: F401  (importing registers)
+from nasbench_grow.backbones import cifar_mobilenet, cifar_resnet, cifar_vgg, cifar_wrn  # noqa: F401  (importing registers)
 from nasbench_grow.backbones.registering import SUMMARIES
 from nasbench_grow.errors import UserError, unknown
 

@@ -1,5 +1,6 @@
 """Initial weights of the suite's convolutional backbones."""
 
+import torch
 from torch import nn
 
 
@@ -8,3 +9,5 @@ def initialise(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            with torch.no_grad():
+                module.weight.mul_(module.groups**0.5)  # PyTorch takes an input to reach the filters of all groups
