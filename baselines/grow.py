@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, ClassVar
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self
 
 from torch import nn
 
+from nasbench_grow import variants
 from nasbench_grow.contract import Batch, Job, Method
 from nasbench_grow.grower import Grower
+from nasbench_grow.presets import Preset, as_preset
 
 
 class Grow(Method):
@@ -17,7 +20,9 @@ class Grow(Method):
     name = "grow"
     summary = "grow filters and layers from a one-filter seed while training, at an exactly solved price"
     source = "Yuan, Savarese, Maire, arXiv 2007.15353, with the default preset of nasbench_grow.presets"
-    preset: ClassVar[str] = "default"
+    preset: ClassVar[str | Preset] = "default"
+    granularity: ClassVar[int | None] = None
+    """Widths are rounded to multiples of this; None: of what the set-up says."""
 
     def __init__(self, job: Job) -> None:
         self.grower = Grower(
@@ -30,10 +35,28 @@ class Grow(Method):
             optimizer=job.recipe.optimizer,
             learning_rate_at=job.learning_rate_at,
             preset=self.preset,
-            granularity=job.granularity,
+            granularity=self.granularity or job.granularity,
             seed=job.seed,
             meter=job.meter,
         )
+
+    @classmethod
+    def variant(cls, settings: Mapping[str, str]) -> type[Self]:
+        """Other hyper-parameters: any field of :class:`nasbench_grow.presets.Preset`, and ``granularity``."""
+        preset = as_preset(cls.preset)
+        kinds = {**variants.kinds(preset), "granularity": int}
+        values = variants.read(cls.name, settings, kinds, examples={**vars(preset), "granularity": 8})
+        granularity = values.get("granularity")
+        if granularity is not None and granularity < 1:
+            raise variants.refused(cls.name, "granularity", granularity, "a whole number from 1", 8)
+        changes = {setting: value for setting, value in values.items() if setting != "granularity"}
+        attributes = {
+            "__module__": cls.__module__,
+            "name": variants.spell(cls.name, values),
+            "preset": dataclasses.replace(preset, **changes),
+            "granularity": granularity,
+        }
+        return type(cls.__name__, (cls,), attributes)
 
     def train_epoch(self, batches: Iterable[Batch]) -> float:
         """One epoch of growing."""

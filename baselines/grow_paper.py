@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from baselines.grow import Grow
+from nasbench_grow.presets import Preset
 
 
 class GrowPaper(Grow):
@@ -13,4 +14,4 @@ class GrowPaper(Grow):
     name = "grow-paper"
     summary = "the same by the paper's equations: soft gates, Bernoulli sampling, proportional budget controller"
     source = "Yuan, Savarese, Maire, arXiv 2007.15353"
-    preset: ClassVar[str] = "paper"
+    preset: ClassVar[str | Preset] = "paper"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -91,7 +92,11 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
 
     run = _command(commands, "run", _run, "run one cell: a method on a task and a backbone", _RUN_EPILOG)
-    run.add_argument("--method", required=True, help="see nasbench-grow list methods")
+    run.add_argument(
+        "--method",
+        required=True,
+        help="see nasbench-grow list methods; changed settings in brackets and quotes: 'grow[growth=0.3]'",
+    )
     run.add_argument("--task", required=True, help="see nasbench-grow list tasks")
     run.add_argument("--backbone", required=True, help="see nasbench-grow list backbones; any timm name works")
     run.add_argument(
@@ -106,7 +111,9 @@ def _parser() -> argparse.ArgumentParser:
 
     many = _command(commands, "reproduce", _reproduce, "run every unfinished cell of a profile", _REPRODUCE_EPILOG)
     many.add_argument("--profile", default="laptop", help="see nasbench-grow list profiles (default: laptop)")
-    many.add_argument("--methods", type=_names, metavar="A,B", help="only these methods of the profile")
+    many.add_argument(
+        "--methods", type=_names, metavar="A,B", help="only these methods of the profile, or variants of them"
+    )
     many.add_argument("--tasks", type=_names, metavar="A,B", help="only these tasks of the profile")
     _results(many)
     many.add_argument("--dry-run", action="store_true", help="list the cells and what they will cost, run nothing")
@@ -138,7 +145,8 @@ def _results(parser: _Parser) -> None:
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    names = re.split(r",(?![^\[]*\])", text)  # not at the commas within the brackets of a variant
+    return [name.strip() for name in names if name.strip()]
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from nasbench_grow.cost import TrainingMeter
+from nasbench_grow.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
 
@@ -170,9 +171,22 @@ class Method(ABC):
     """Where the method was published."""
     uses_budget: ClassVar[bool] = True
     """False for a method that ignores the budget: the harness then runs it once, at budget 1."""
+    version: ClassVar[int] = 1
+    """Raise this when the method changes so that its finished records no longer compare."""
 
     @abstractmethod
     def __init__(self, job: Job) -> None: ...
+
+    @classmethod
+    def variant(cls, settings: Mapping[str, str]) -> type[Self]:
+        """The method with some settings changed, as ``name[setting=value,...]`` asks for; see ``variants``.
+
+        Its name must be the same however the settings were ordered and their values spelt.
+
+        Raises:
+            UserError: a method without settings, or without this one or this value of it.
+        """
+        raise UserError(f"method {cls.name!r} has no settings; give the plain name")
 
     @abstractmethod
     def train_epoch(self, batches: Iterable[Batch]) -> float:

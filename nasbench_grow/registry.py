@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from nasbench_grow import variants
 from nasbench_grow.contract import Method, Task
 from nasbench_grow.errors import UserError, unknown
 from nasbench_grow.harness.profiles import PROFILES, Profile
@@ -72,8 +73,16 @@ def profiles() -> dict[str, Profile]:
 
 
 def method(name: str) -> type[Method]:
-    """The method called ``name``; raises UserError with the nearest known name."""
-    return _lookup("method", name, methods())
+    """The method called ``name``, which may be a variant, ``name[setting=value,...]``.
+
+    The name of the class is the one spelling of a variant, whichever was given.
+
+    Raises:
+        UserError: no such method (the line gives the nearest name), or it has no such setting or value.
+    """
+    base, settings = variants.split(name)
+    found = _lookup("method", base, methods())
+    return found if settings is None else found.variant(settings)
 
 
 def task(name: str) -> type[Task]:

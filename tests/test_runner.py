@@ -146,6 +146,8 @@ def test_each_build_has_the_same_weights_and_leaves_the_generators_alone(tmp_pat
     seen = {}
 
     class Curious(registry.method("dense")):
+        name = "curious"
+
         def __init__(self, job):
             super().__init__(job)
             before = torch.get_rng_state()

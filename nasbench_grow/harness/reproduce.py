@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from itertools import product
 
-from nasbench_grow import registry
+from nasbench_grow import registry, variants
 from nasbench_grow.errors import UserError, unknown
 from nasbench_grow.harness.cell import Cell, make_cell
 from nasbench_grow.harness.profiles import Grid, Profile
@@ -27,14 +27,14 @@ def cells_of(
     """The cells of a profile, each once, seed by seed, so that an interrupted run has whole comparisons.
 
     Args:
-        methods: keep these only (None = all).
+        methods: keep these only (None = all). A variant is run where its method would be.
         tasks: keep these only (None = all).
 
     Raises:
         UserError: an unknown name, a task that the profile does not have, or nothing left.
     """
-    for name in methods or ():
-        registry.method(name)
+    if methods is not None:
+        methods = [registry.method(name).name for name in methods]
     known = {task for grid in profile.grids for task in grid.tasks}
     for name in tasks or ():
         registry.task(name)
@@ -129,9 +129,12 @@ def _is_ok(record: Record | None) -> bool:
 
 
 def _expand(grid: Grid, methods: Collection[str] | None, tasks: Collection[str] | None) -> Iterable[Cell]:
-    names = grid.methods if grid.methods is not None else tuple(registry.methods())
+    names = [registry.method(name).name for name in (registry.methods() if grid.methods is None else grid.methods)]
+    if methods is not None:
+        asked = [name for name in methods if variants.split(name)[0] in names]
+        names = [name for name in names if name in methods] + [name for name in asked if name not in names]
     for seed, task, backbone, budget, method in product(grid.seeds, grid.tasks, grid.backbones, grid.budgets, names):
-        if (methods is None or method in methods) and (tasks is None or task in tasks):
+        if tasks is None or task in tasks:
             yield make_cell(
                 method=method,
                 task=task,

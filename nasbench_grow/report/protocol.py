@@ -24,8 +24,8 @@ def method_order(methods: set[str]) -> list[str]:
 
 
 def is_growing(method: str) -> bool:
-    """Whether a method is the growing one or a variant of it (``grow-…``)."""
-    return method == "grow" or method.startswith("grow-")
+    """Whether a method is the growing one or a variant of it (``grow-…``, ``grow[…]``)."""
+    return method == "grow" or method.startswith(("grow-", "grow["))
 
 
 @dataclass(frozen=True)
