@@ -4,6 +4,7 @@ import re
 import pytest
 from cells import small_cell
 
+from baselines.grow import Grow
 from nasbench_grow import registry
 from nasbench_grow.contract import Recipe
 from nasbench_grow.errors import UserError
@@ -46,6 +47,21 @@ def test_the_recipe_the_setup_and_the_protocol_are_part_of_the_run_key(monkeypat
     monkeypatch.setattr(cell_module, "PROTOCOL", cell_module.PROTOCOL + 1)
     keys.add(CELL.run_key())
     assert len(keys) == 4
+
+
+def test_a_new_version_of_a_method_is_part_of_the_run_key_of_its_cells_and_variants_only(monkeypatch):
+    cells = [dataclasses.replace(CELL, method=name) for name in ("dense", "grow", "grow[growth=0.3]")]
+    monkeypatch.setattr(Grow, "version", 1)
+    first = [cell.run_key() for cell in cells]
+    monkeypatch.setattr(Grow, "version", 2)
+    second = [cell.run_key() for cell in cells]
+    assert first[0] == second[0]
+    assert len({*first, *second}) == 5
+
+
+def test_the_run_key_of_a_first_version_is_that_of_records_made_before_there_were_versions():
+    cell = Cell("dense", "cifar10", "cifar_resnet20", 1.0, seed=0, epochs=5, train_samples=2048)
+    assert cell.run_key() == "cfc9dd4d41f4c774"
 
 
 def test_a_whole_number_as_budget_is_the_same_cell():

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from nasbench_grow import registry
 from nasbench_grow.errors import UserError
 
 PROTOCOL = 1
-"""Raise this when the harness or a shipped method changes so that finished records no longer compare."""
+"""Raise this when the harness changes so that finished records no longer compare; a method has its own ``version``."""
 
 DEFAULT_EPOCHS = 160
 """Epochs of the full recipe on the CIFAR-sized tasks."""
@@ -37,7 +38,8 @@ class Cell:
     def run_key(self) -> str:
         """16 hex digits that stand for everything that determines the result."""
         setup = registry.setup(self.setup)
-        determining = {
+        version = registry.method(self.method).version
+        determining: dict[str, Any] = {
             "protocol": PROTOCOL,
             "cell": asdict(self),
             "recipe": asdict(registry.task(self.task).recipe.for_samples(self.train_samples)),
@@ -45,6 +47,8 @@ class Cell:
             "channels_last": setup.channels_last,
             "granularity": setup.granularity,
         }
+        if version > 1:  # a first version is left out, as it was before methods had versions: old records stay valid
+            determining["method_version"] = version
         canonical = json.dumps(determining, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -60,8 +64,8 @@ def make_cell(
     train_samples: int | None = None,
     setup: str = DEFAULT_SETUP,
 ) -> Cell:
-    """A checked cell. The budget of a method that ignores it becomes 1, so that it runs once. The name of the
-    backbone is not checked before the cell runs, because that takes the import of timm.
+    """A checked cell. The budget of a method that ignores it becomes 1, so that it runs once; a variant gets its one
+    name. The name of the backbone is not checked before the cell runs, because that takes the import of timm.
 
     Raises:
         UserError: an unknown name, or a number out of its range.
@@ -78,5 +82,6 @@ def make_cell(
         raise UserError(f"train samples {train_samples} is out of range: keep 1 or more, or leave it out to keep all")
     registry.task(task)
     registry.setup(setup)
-    share = float(budget) if registry.method(method).uses_budget else 1.0
-    return Cell(method, task, backbone, share, seed, epochs, train_samples, setup)
+    cls = registry.method(method)
+    share = float(budget) if cls.uses_budget else 1.0
+    return Cell(cls.name, task, backbone, share, seed, epochs, train_samples, setup)
