@@ -2,33 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from nasbench_grow.harness import ablations
+from nasbench_grow.harness.grids import Grid, Profile
 
-
-@dataclass(frozen=True)
-class Grid:
-    """The product of methods, tasks, backbones, budgets and seeds, all trained equally long."""
-
-    tasks: tuple[str, ...]
-    backbones: tuple[str, ...]
-    budgets: tuple[float, ...]
-    seeds: tuple[int, ...]
-    epochs: int
-    train_samples: int | None = None
-    """How many training samples to keep; None = all."""
-    methods: tuple[str, ...] | None = None
-    """None = every registered method."""
-    setup: str = "cpu"
-
-
-@dataclass(frozen=True)
-class Profile:
-    """A named list of grids."""
-
-    name: str
-    summary: str
-    grids: tuple[Grid, ...]
-
+__all__ = ["PROFILES", "Grid", "Profile"]
 
 PROFILES = {
     profile.name: profile
@@ -79,5 +56,6 @@ PROFILES = {
                 Grid(("cifar10",), ("cifar_wrn28_10",), (0.25, 0.5, 0.75), (0, 1, 2), epochs=200),
             ),
         ),
+        *ablations.PROFILES,
     )
 }
