@@ -27,9 +27,21 @@ def describe(network: nn.Module, full: nn.Module) -> str:
     Args:
         network: a sub-network of ``full``.
         full: the dense network. If timm made it, the text names it and is enough to rebuild the network anywhere.
+
+    Raises:
+        UserError: ``network`` has modules or tensors that ``full`` does not have.
     """
     whole = _shapes(full)
     original = dict(full.named_modules())
+    strange = [
+        *(path for path, _ in network.named_modules() if path not in original),
+        *(name for name in network.state_dict() if name not in whole),
+    ]
+    if strange:
+        raise UserError(
+            f"the network is no sub-network of the {type(full).__name__} given, which has no {strange[0]!r}; give the "
+            "model it came from"
+        )
     removed = [
         path
         for path, module in network.named_modules()

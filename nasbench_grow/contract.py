@@ -147,6 +147,8 @@ class Job:
     """A fresh dense backbone on the device of the run; the same initial weights at each call."""
     meter: TrainingMeter
     """Sums 3 x forward MACs x batch over the steps that ran; a method calls ``meter.step(macs, batch)``."""
+    architecture: str | None = None
+    """What ``Method.architecture_from`` arrived at, as text for ``nasbench_grow.rebuild``; None: not asked for."""
 
     @property
     def total_steps(self) -> int:
@@ -171,6 +173,8 @@ class Method(ABC):
     """Where the method was published."""
     uses_budget: ClassVar[bool] = True
     """False for a method that ignores the budget: the harness then runs it once, at budget 1."""
+    architecture_from: ClassVar[str] = ""
+    """The method whose network, found in a cell that is the same otherwise, is handed over as ``job.architecture``."""
     version: ClassVar[int] = 1
     """Raise this when the method changes so that its finished records no longer compare."""
 

@@ -35,10 +35,16 @@ class Cell:
     def __str__(self) -> str:
         return f"{self.method} {self.task} {self.backbone} budget {self.budget:g} seed {self.seed}"
 
+    def giver(self) -> Cell | None:
+        """The cell whose architecture this one trains; None for most methods, which take that of no other."""
+        name = registry.method(self.method).architecture_from
+        return make_cell(**{**asdict(self), "method": name}) if name else None
+
     def run_key(self) -> str:
         """16 hex digits that stand for everything that determines the result."""
         setup = registry.setup(self.setup)
         version = registry.method(self.method).version
+        giver = self.giver()
         determining: dict[str, Any] = {
             "protocol": PROTOCOL,
             "cell": asdict(self),
@@ -49,6 +55,8 @@ class Cell:
         }
         if version > 1:  # a first version is left out, as it was before methods had versions: old records stay valid
             determining["method_version"] = version
+        if giver is not None:
+            determining["architecture_from"] = giver.run_key()
         canonical = json.dumps(determining, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

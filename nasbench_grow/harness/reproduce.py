@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from itertools import product
 
 from nasbench_grow import registry, variants
@@ -15,7 +15,7 @@ from nasbench_grow.errors import UserError, unknown
 from nasbench_grow.harness.cell import Cell, make_cell
 from nasbench_grow.harness.profiles import Grid, Profile
 from nasbench_grow.harness.progress import CellsBar, epoch_bar
-from nasbench_grow.harness.runner import record_failure, run_cell
+from nasbench_grow.harness.runner import GiverError, record_failure, run_cell
 from nasbench_grow.harness.store import Record, Store, StoreError
 
 _log = logging.getLogger(__name__)
@@ -25,6 +25,8 @@ def cells_of(
     profile: Profile, methods: Collection[str] | None = None, tasks: Collection[str] | None = None
 ) -> list[Cell]:
     """The cells of a profile, each once, seed by seed, so that an interrupted run has whole comparisons.
+
+    A cell comes after the one that it takes its architecture from, which is added where it is missing.
 
     Args:
         methods: keep these only (None = all). A variant is run where its method would be.
@@ -40,10 +42,10 @@ def cells_of(
         registry.task(name)
         if name not in known:
             raise unknown(f"task of profile {profile.name!r}", name, known)
-    cells = dict.fromkeys(cell for grid in profile.grids for cell in _expand(grid, methods, tasks))
+    cells = [cell for grid in profile.grids for cell in _expand(grid, methods, tasks)]
     if not cells:
         raise UserError(f"profile {profile.name!r} has no cell with these methods and tasks; give others")
-    return list(cells)
+    return list(dict.fromkeys(each for cell in cells for each in (*reversed(_givers(cell)), cell)))
 
 
 def unfinished(cells: Iterable[Cell], store: Store) -> list[Cell]:
@@ -61,14 +63,14 @@ def reproduce(cells: Iterable[Cell], store: Store, *, profile: str | None = None
         StoreError: the results folder cannot be used: nothing more can be done.
     """
     cells = list(cells)
-    before = {cell: store.record(cell.run_key()) for cell in cells}
+    before = _recorded(cells, store)
     todo = [cell for cell in cells if not _is_ok(before[cell])]
     outcome = Counter({"ok": len(cells) - len(todo)})
     with CellsBar(len(todo)) as bar:
         for wait in (False, True):
             busy = []
             for cell in todo:
-                record = _settle(cell, store, before[cell], wait=wait, profile=profile, record_user_errors=True)
+                record = _settle(cell, store, before, wait=wait, profile=profile, record_user_errors=True)
                 if record is None:
                     busy.append(cell)
                 else:
@@ -81,14 +83,16 @@ def reproduce(cells: Iterable[Cell], store: Store, *, profile: str | None = None
 
 
 def run_one(cell: Cell, store: Store) -> Record:
-    """The record of one cell: the finished one, or that of running it now.
+    """The record of one cell: the finished one, or that of running it now, after the one that it takes its
+    architecture from.
 
     Raises:
         UserError: the cell asks for something that cannot be had, or the results folder cannot be used.
     """
-    before = store.record(cell.run_key())
-    if before is not None and _is_ok(before):
-        return before
+    before = _recorded([cell], store)
+    finished = before[cell]
+    if finished is not None and _is_ok(finished):
+        return finished
     record = _settle(cell, store, before, wait=False)
     if record is None:
         _log.warning("another process is running %s: waiting for it", cell)
@@ -100,28 +104,50 @@ def run_one(cell: Cell, store: Store) -> Record:
 def _settle(
     cell: Cell,
     store: Store,
-    before: Record | None,
+    before: Mapping[Cell, Record | None],
     *,
     wait: bool,
     profile: str | None = None,
     record_user_errors: bool = False,
 ) -> Record | None:
-    """Run a cell, unless its record is no longer ``before``: then another process has run it. None if it is busy."""
+    """Run a cell and, first, the one that it takes its architecture from; None if another process runs either.
+
+    A cell that is finished, or whose record is no longer the one ``before``, has been run already.
+    """
+    giver = cell.giver()
+    if giver is not None:
+        given = _settle(giver, store, before, wait=wait, profile=profile, record_user_errors=record_user_errors)
+        if given is None:
+            return None
     with store.lock(cell.run_key(), wait=wait) as held:
         if not held:
             return None
         record = store.record(cell.run_key())
-        if record is not None and record != before:
+        if record is not None and (_is_ok(record) or record != before[cell]):
             return record
         try:
             with epoch_bar(cell) as progress:
                 return run_cell(cell, store, profile=profile, progress=progress)
         except StoreError:
             raise
+        except GiverError as error:
+            return record_failure(cell, store, error, profile=profile)
         except UserError as error:
             if not record_user_errors:
                 raise
             return record_failure(cell, store, error, profile=profile)
+
+
+def _givers(cell: Cell) -> list[Cell]:
+    """The cell that this one takes its architecture from, the one that that one takes it from, and so on."""
+    giver = cell.giver()
+    return [] if giver is None else [giver, *_givers(giver)]
+
+
+def _recorded(cells: Iterable[Cell], store: Store) -> dict[Cell, Record | None]:
+    """What is recorded of the cells and of those that they take their architectures from."""
+    everything = dict.fromkeys(each for cell in cells for each in (cell, *_givers(cell)))
+    return {cell: store.record(cell.run_key()) for cell in everything}
 
 
 def _is_ok(record: Record | None) -> bool:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from nasbench_grow import registry
+from nasbench_grow.architecture import describe
 from nasbench_grow.contract import Batch, Job, Method, Split, Splits
 from nasbench_grow.cost import TrainingMeter, count_macs
 from nasbench_grow.errors import UserError
@@ -39,6 +40,10 @@ class DivergedError(Exception):
     """The training loss is no longer a finite number."""
 
 
+class GiverError(UserError):
+    """The cell whose architecture is to be trained has not ended well."""
+
+
 def run_cell(cell: Cell, store: Store, *, profile: str | None = None, progress: Progress | None = None) -> Record:
     """Run a cell (from its checkpoint, if it has one), keep its record and return it.
 
@@ -47,8 +52,8 @@ def run_cell(cell: Cell, store: Store, *, profile: str | None = None, progress: 
     a cell starts afresh.
 
     Raises:
-        UserError: the cell asks for something that cannot be had (data, backbone, budget), or the results folder
-            cannot be written. No record is kept; see :func:`record_failure`.
+        UserError: the cell asks for something that cannot be had (data, backbone, budget, the architecture of another
+            cell), or the results folder cannot be written. No record is kept; see :func:`record_failure`.
     """
     run = _Run(cell, store, profile)
     try:
@@ -119,6 +124,7 @@ class _Run:
     def prepare(self) -> None:
         """Load the data, build the method, take up the checkpoint if there is one."""
         _seed(self.cell.seed)
+        architecture = _given_architecture(self.cell, self.store)
         example = self.setup.place(self.task.example())
         self._measure_dense(example)  # before the data are fetched, because the backbone's name may be wrong
         self.splits = _load(self.cell.task, self.setup.device, self.cell.train_samples)
@@ -135,6 +141,7 @@ class _Run:
             loss=self.task.loss,
             build=self._build,
             meter=self.meter,
+            architecture=architecture,
         )
         drawn = self.job.total_steps * min(batch_size, len(self.splits.train))
         self.dense_train_macs = 3 * self.dense_macs * drawn
@@ -170,6 +177,7 @@ class _Run:
         soft_val_metric = self.task.evaluate(sampled, self.splits.val)
         network = self.method.finish()
         after = measure.weights_sha256(network)
+        self._keep_architecture(network)
         example = self.job.example
         batch = self.setup.place(torch.zeros(64, *example.shape[1:]))
         return self.record(
@@ -208,6 +216,14 @@ class _Run:
             "started_at": self.started_at,
         }
         return {field: known.get(field) for field in RECORD_FIELDS}
+
+    def _keep_architecture(self, network: nn.Module) -> None:
+        """Write down what the returned network looks like, unless it is no sub-network of its backbone."""
+        try:
+            text = describe(network, self._build())
+        except UserError:  # a method may return what it likes; it only cannot be trained by another one then
+            return
+        self.store.write_architecture(self.key, text)
 
     def _measure_dense(self, example: torch.Tensor) -> None:
         network = self._build()
@@ -272,6 +288,28 @@ class _Run:
 @lru_cache(maxsize=1)  # many cells in a row share their data
 def _load(task: str, device: str, train_samples: int | None) -> Splits:
     return registry.task(task)().load(torch.device(device), train_samples)
+
+
+def _given_architecture(cell: Cell, store: Store) -> str | None:
+    """The architecture that a cell takes from another one; None for methods that take none.
+
+    Raises:
+        UserError: the other cell is not finished (then a GiverError), or its architecture was not kept.
+    """
+    giver = cell.giver()
+    if giver is None:
+        return None
+    record = store.record(giver.run_key())
+    if record is None or record["status"] != "ok":
+        reason = "is not finished" if record is None else f"{record['status']}: {record['error']}"
+        raise GiverError(f"no architecture to train, because {giver.method} {reason}")
+    text = store.architecture(giver.run_key())
+    if text is None:
+        path = store.root / "records" / f"{giver.run_key()}.json"
+        raise UserError(
+            f"the architecture of the finished cell {giver} was not kept; delete {path} to have it run again"
+        )
+    return text
 
 
 def _seed(seed: int) -> None:

@@ -1,4 +1,4 @@
-"""The results folder: records, histories, checkpoints, logs and locks.
+"""The results folder: records, histories, architectures, checkpoints, logs and locks.
 
 Every file is written to a neighbour, flushed to the disk and renamed, so that a file is either the old one or the new
 one. A file that cannot be read all the same (a half copied folder, a bad disk) is moved to ``damaged/`` and reported.
@@ -87,6 +87,20 @@ class Store:
         """Keep what happened in every epoch so far."""
         lines = ",\n".join(json.dumps(_finite(epoch), allow_nan=False) for epoch in epochs)
         self._write(self._path("histories", key), _HISTORY.format(key=key, lines=lines).encode())
+
+    def architecture(self, key: str) -> str | None:
+        """What :func:`nasbench_grow.architecture.describe` said of a finished cell's network, or None."""
+        path = self._path("architectures", key)
+        try:
+            return path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _store_error("read", path, error) from error
+
+    def write_architecture(self, key: str, text: str) -> None:
+        """Keep the architecture that a cell arrived at."""
+        self._write(self._path("architectures", key), text.encode())
 
     def write_log(self, key: str, text: str) -> Path:
         """Keep a traceback; returns the file's path."""

@@ -13,7 +13,7 @@ import pandas as pd
 PROTOCOL = ["task", "backbone", "setup", "epochs", "train_samples"]
 """Cells that agree in these were run under the same rules; only they share a table or a figure."""
 
-_ORDER = ("dense", "uniform", "random", "l1", "grow", "grow-paper")
+_ORDER = ("dense", "uniform", "random", "l1", "grow", "grow-paper", "retrain")
 _MACHINE = {"cpu": "", "cores": " cores", "threads": " threads", "memory_gib": " GiB", "gpu": "", "platform": ""}
 """What is said of the machine, with units."""
 

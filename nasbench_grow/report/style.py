@@ -15,10 +15,11 @@ _COLOURS = {
     "l1": "#009E73",
     "grow": "#D55E00",
     "grow-paper": "#CC79A7",
+    "retrain": "#56B4E9",
 }
-_MARKERS = {"dense": "s", "uniform": "^", "random": "v", "l1": "D", "grow": "o", "grow-paper": "P"}
-_OTHER_COLOURS = ("#56B4E9", "#8C6D31", "#7B4FA3", "#6E6E6E")
-_OTHER_MARKERS = ("X", "<", ">", "*", "p", "h", "d")
+_MARKERS = {"dense": "s", "uniform": "^", "random": "v", "l1": "D", "grow": "o", "grow-paper": "P", "retrain": "X"}
+_OTHER_COLOURS = ("#8C6D31", "#7B4FA3", "#6E6E6E")
+_OTHER_MARKERS = ("<", ">", "*", "p", "h", "d")
 
 RC: dict[Any, Any] = {
     "font.size": 9.0,
