@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import threading
 import time
+from collections import Counter
 
 import pytest
 import torch
@@ -142,7 +143,7 @@ def test_what_a_failed_giver_leaves_behind_is_a_failed_cell(tmp_path, monkeypatc
     assert record["error"].startswith("no architecture to train, because failing failed: ValueError: first line")
     assert "\n" not in record["error"]
     runs.clear()
-    assert reproduce.reproduce([cell.giver(), cell], Store(tmp_path / "many")) == {"failed": 2}
+    assert reproduce.reproduce([cell.giver(), cell], Store(tmp_path / "many")) == Counter(failed=2)
     assert runs == ["failing", "retrain-failing"], "what has failed is not tried again at once"
 
 
