@@ -48,6 +48,15 @@ examples:
   nasbench-grow reproduce --dry-run
   nasbench-grow reproduce --profile laptop --methods grow,uniform --results results"""
 
+_ABLATIONS_EPILOG = """\
+The questions stand in nasbench_grow/harness/ablations.py; `nasbench-grow list profiles` shows the profile of each,
+`ablations` is all of them. In the document, what stands between <!-- ablation NAME --> and <!-- /ablation --> is
+written anew and the rest is left alone; tables and figures go to DIR/tables and DIR/figures.
+
+examples:
+  nasbench-grow reproduce --profile ablation-layers --results results/ablations
+  nasbench-grow ablations"""
+
 
 class _Parser(argparse.ArgumentParser):
     """Answers bad arguments in one line."""
@@ -121,6 +130,21 @@ def _parser() -> argparse.ArgumentParser:
     report = _command(commands, "report", _report, "write tables and figures from the records of a results folder")
     _results(report)
 
+    ablations = _command(
+        commands,
+        "ablations",
+        _ablations,
+        "write the tables and figures that answer the questions about growing, and put them into a document",
+        _ABLATIONS_EPILOG,
+    )
+    _results(ablations, "results/ablations")
+    ablations.add_argument(
+        "--document",
+        default="docs/ablations.md",
+        metavar="FILE",
+        help="Markdown file with marked blocks (default: docs/ablations.md)",
+    )
+
     data = _command(commands, "data", None, "handle data sets")
     data_commands = data.add_subparsers(metavar="COMMAND", required=True)
     fetch = _command(data_commands, "fetch", _fetch, "find or download a task's data and check them")
@@ -140,8 +164,8 @@ def _command(commands: Any, name: str, function: Any, summary: str, epilog: str 
     return parser
 
 
-def _results(parser: _Parser) -> None:
-    parser.add_argument("--results", default="results", metavar="DIR", help="results folder (default: results)")
+def _results(parser: _Parser, default: str = "results") -> None:
+    parser.add_argument("--results", default=default, metavar="DIR", help=f"results folder (default: {default})")
 
 
 def _names(text: str) -> list[str]:
@@ -212,6 +236,14 @@ def _report(arguments: argparse.Namespace) -> int:
 
     page, *others = report.write(arguments.results)
     print(f"{page} and {len(others)} tables and figures")
+    return OK
+
+
+def _ablations(arguments: argparse.Namespace) -> int:
+    from nasbench_grow.report import ablations
+
+    document, *others = ablations.write(arguments.results, arguments.document)
+    print(f"{document} and {len(others)} tables and figures in {arguments.results}")
     return OK
 
 

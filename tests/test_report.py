@@ -24,6 +24,7 @@ from nasbench_grow.report.figures import forward_order
 from nasbench_grow.report.protocol import blocks
 from nasbench_grow.report.statistics import estimate
 from nasbench_grow.report.style import appearance
+from nasbench_grow.report.wording import NOTHING
 
 T_TWO_DEGREES = 4.302652729911275  # 97.5 % quantile of Student's t, from a table
 
@@ -164,7 +165,7 @@ def test_a_requirement_without_its_figure_is_neither_passed_nor_failed(tmp_path:
     write(tmp_path, [record("grow", 0.5, soft_val_metric=None)], with_histories=False)
     table = tables.requirements(blocks(results.load(tmp_path)), results.histories(tmp_path))
     assert table.data.loc[0, "commits"] is None and table.data.loc[0, "grows_gradually"] is None
-    assert list(table.parts[0].rows.iloc[0]).count(tables.NOTHING) == 2
+    assert list(table.parts[0].rows.iloc[0]).count(NOTHING) == 2
 
 
 def test_a_step_is_taken_from_the_networks_macs_where_nothing_is_logged(tmp_path: Path) -> None:
@@ -208,7 +209,7 @@ def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
         figure.draw_without_rendering()
         return {"png": b"laid out"}
 
-    monkeypatch.setattr(report, "_rendered", laid_out)
+    monkeypatch.setattr(report, "rendered", laid_out)
 
 
 def test_every_table_and_figure_is_written_and_returned(written: tuple[Path, list[Path]]) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import matplotlib
-from matplotlib.figure import Figure
 
 from nasbench_grow import results
 from nasbench_grow.errors import UserError
-from nasbench_grow.files import write_whole
 from nasbench_grow.report import documents, tables
 from nasbench_grow.report.figures import draw
+from nasbench_grow.report.output import rendered, write_file
 from nasbench_grow.report.protocol import blocks
 from nasbench_grow.report.style import RC
 
@@ -44,28 +42,10 @@ def write(folder: str | Path = "results") -> list[Path]:
             for drawing in draw(block, histories, lambda run_keys: results.widths(folder, run_keys)):
                 stem = f"figures/{block.name}_{drawing.name}"
                 shown[block.name].append((f"{stem}.png", drawing.caption))
-                for kind, content in _rendered(drawing.figure).items():
+                for kind, content in rendered(drawing.figure).items():
                     files[folder / f"{stem}.{kind}"] = content
     page = documents.page(folder.resolve().name, found, every_table, shown)
     files = {folder / "README.md": page.encode()} | files
     for path, content in files.items():
-        _write(path, content)
+        write_file(path, content)
     return list(files)
-
-
-def _rendered(figure: Figure) -> dict[str, bytes]:
-    """The content of the figure's files by their kind; the same figure gives the same bytes."""
-    png, pdf = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", dpi=160)
-    figure.set_layout_engine("none")  # laid out by now; doing it again takes longer than the rest
-    figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
-    return {"png": png.getvalue(), "pdf": pdf.getvalue()}
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        write_whole(path, content)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; free space or choose a folder you may write to"
-        ) from None

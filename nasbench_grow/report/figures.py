@@ -51,21 +51,35 @@ _SIDEWAYS_POINTS = 4.0
 
 
 def trade_off(block: Block, column: str, label: str, name: str) -> Drawing | None:
-    """Test metric against one cost: seeds faint, means with their interval, a line through a method's budgets."""
-    cells = block.finished[block.finished[["test_metric", column]].notna().all(axis=1)]
-    if cells.empty:
+    """Test metric against one cost, over all methods of a block."""
+    if _with_cost(block, column).empty:
         return None
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
+    draw_trade_off(axes, block, column, label)
+    figure.legend(loc="outside right upper")
+    caption = (
+        f"Test {block.metric} against {label}: faint points are seeds, solid points their mean with the 95 % Student t "
+        "interval (cut where it leaves the axes)."
+    )
+    if column == "macs_share":
+        caption += " Methods of one budget are moved apart sideways by a few points."
+    return Drawing(f"test-vs-{name}", caption, figure)
+
+
+def draw_trade_off(axes: Axes, block: Block, column: str, label: str) -> None:
+    """Test metric against one cost: seeds faint, means with their interval, a line through a method's budgets."""
+    cells = _with_cost(block, column)
     looks = appearance(block.methods)
     methods = [method for method in block.methods if (cells["method"] == method).any()]
     spans: list[float] = []
     # Methods of one budget share their inference MACs: a few points sideways keep their intervals apart.
     crowd = [method for method in methods if set(block.of(method)["budget"]) != {1.0}]
+    inches = axes.figure.dpi_scale_trans
     for method in methods:
         colour, marker = looks[method]
         turn = crowd.index(method) - (len(crowd) - 1) / 2 if column == "macs_share" and method in crowd else 0.0
-        move = axes.transData + ScaledTranslation(turn * _SIDEWAYS_POINTS / 72, 0, figure.dpi_scale_trans)
+        move = axes.transData + ScaledTranslation(turn * _SIDEWAYS_POINTS / 72, 0, inches)
         own = cells[cells["method"] == method]
         x, y = own[column].astype(float), own["test_metric"] * block.scale
         axes.plot(x, y, marker, color=colour, alpha=0.45, markersize=5, markeredgewidth=0, transform=move)
@@ -86,17 +100,14 @@ def trade_off(block: Block, column: str, label: str, name: str) -> Drawing | Non
             transform=move,
         )
     axes.set_xlim(0, 1.08 * float(cells[column].max()))
-    axes.set_ylim(_limits(cells["test_metric"] * block.scale, spans))
+    axes.set_ylim(limits(cells["test_metric"] * block.scale, spans))
     axes.set_xlabel(label)
     axes.set_ylabel(f"test {block.metric_label}")
-    figure.legend(loc="outside right upper")
-    caption = (
-        f"Test {block.metric} against {label}: faint points are seeds, solid points their mean with the 95 % Student t "
-        "interval (cut where it leaves the axes)."
-    )
-    if column == "macs_share":
-        caption += " Methods of one budget are moved apart sideways by a few points."
-    return Drawing(f"test-vs-{name}", caption, figure)
+
+
+def _with_cost(block: Block, column: str) -> pd.DataFrame:
+    """The finished cells with both the test metric and a cost."""
+    return block.finished[block.finished[["test_metric", column]].notna().all(axis=1)]
 
 
 def curves(block: Block, histories: pd.DataFrame) -> Drawing | None:
@@ -263,8 +274,8 @@ def _means(cells: pd.DataFrame, column: str, scale: float) -> tuple[list[float],
     return costs, [estimate(group["test_metric"] * scale) for group in groups]
 
 
-def _limits(points: pd.Series[float], spans: list[float]) -> tuple[float, float]:
-    """Limits of the y axis: all points, and of the intervals what does not squeeze them (two seeds give huge ones)."""
+def limits(points: pd.Series[float], spans: list[float]) -> tuple[float, float]:
+    """Limits of an axis: all points, and of the intervals what does not squeeze them (two seeds give huge ones)."""
     low, high = float(points.min()), float(points.max())
     spread = (high - low) or 0.05 * abs(high) or 1.0
     bottom = min(low - 0.1 * spread, max(low - 0.5 * spread, min(spans, default=low) - 0.05 * spread))

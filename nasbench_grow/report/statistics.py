@@ -1,4 +1,4 @@
-"""Means over seeds and their intervals: the only statistics of the report."""
+"""Means and spreads over seeds with their intervals: the only statistics of the report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from scipy.special import stdtrit
+from scipy.special import fdtri, stdtrit
 
 CONFIDENCE = 0.95
 
@@ -47,6 +47,42 @@ def estimate(values: Iterable[float]) -> Estimate:
     mean = math.fsum(known) / n
     if n == 1:
         return Estimate(1, mean, math.nan)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (n - 1))
     quantile = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
-    return Estimate(n, mean, quantile * deviation / math.sqrt(n))
+    return Estimate(n, mean, quantile * deviation(known) / math.sqrt(n))
+
+
+def deviation(values: Iterable[float]) -> float:
+    """The sample standard deviation; NaN for fewer than two known values."""
+    known = [float(value) for value in values if not math.isnan(value)]
+    if len(known) < 2:
+        return math.nan
+    mean = math.fsum(known) / len(known)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as large something is, with the ends of its interval (all NaN where it is not defined)."""
+
+    value: float
+    low: float
+    high: float
+
+
+def spread_ratio(values: Iterable[float], reference: Iterable[float]) -> Ratio:
+    """Standard deviation of ``values`` as a multiple of that of ``reference``, with its interval at :data:`CONFIDENCE`.
+
+    The interval is that of two independent normal samples: the ratio of the variances over that of the populations
+    follows the F distribution. Missing values (NaN) are left out.
+    """
+    mine = [value for value in values if not math.isnan(value)]
+    others = [value for value in reference if not math.isnan(value)]
+    below = deviation(others)
+    if math.isnan(deviation(mine)) or math.isnan(below) or below == 0:
+        return Ratio(math.nan, math.nan, math.nan)
+    ratio = deviation(mine) / below
+    low, high = (
+        ratio / math.sqrt(float(fdtri(len(mine) - 1, len(others) - 1, share)))
+        for share in ((1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2)
+    )
+    return Ratio(ratio, low, high)

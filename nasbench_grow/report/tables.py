@@ -7,14 +7,15 @@ for each protocol (for Markdown and LaTeX). Every number is computed from the re
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from nasbench_grow.report.pairs import differences, pair, pair_text
 from nasbench_grow.report.protocol import PROTOCOL, Block, is_growing, largest_step
 from nasbench_grow.report.statistics import estimate
+from nasbench_grow.report.wording import MINUS, NOTHING, TIMES, floats, number, with_interval
 
 BUDGET_LIMIT = 0.02
 """Largest accepted distance of the returned network's MACs from the budget, as a share of dense MACs."""
@@ -24,9 +25,6 @@ STEP_LIMIT = 0.25
 """Largest accepted change of the cost by one restructuring, as a share of dense MACs."""
 
 REFERENCE = "grow"
-NOTHING = "\N{EN DASH}"
-MINUS = "\N{MINUS SIGN}"
-TIMES = "\N{MULTIPLICATION SIGN}"
 _PROTOCOL = (*PROTOCOL, "metric")
 _MEANS = (
     "val_metric",
@@ -65,7 +63,7 @@ def comparison(blocks: list[Block]) -> Table:
     """A row for each method and budget: metric with its interval over seeds, and every cost."""
     data, parts = [], []
     for block in blocks:
-        rows = [_compare(block, method, budget) for method, budget in _method_budgets(block)]
+        rows = [compare(block, method, budget) for method, budget in _method_budgets(block)]
         dense = [row["wall_s"] for row in rows if row["method"] == "dense"]
         for row in rows:
             row["wall_share"] = row["wall_s"] / dense[0] if dense else math.nan
@@ -86,16 +84,16 @@ def paired(blocks: list[Block]) -> Table:
         rows = []
         for budget in sorted(set(block.of(REFERENCE)["budget"]), reverse=True):
             for method in block.methods:
-                differences = _differences(block, method, budget)
-                if method != REFERENCE and differences:
-                    rows.append(_pair(block, method, budget, differences))
+                by_seed = differences(block, REFERENCE, method, budget)
+                if method != REFERENCE and not by_seed.empty:
+                    rows.append(pair(block, REFERENCE, method, budget, by_seed))
         data += rows
         if rows:
             note = (
                 f"{REFERENCE} minus the other method, seed by seed, at the same budget (a method without a budget is "
                 "taken as it is); ± is the 95 % Student t interval of the mean difference."
             )
-            parts.append(Part(block, note, pd.DataFrame([_paired_text(block, row) for row in rows])))
+            parts.append(Part(block, note, pd.DataFrame([pair_text(block, row) for row in rows])))
     frame = pd.DataFrame(data) if data else pd.DataFrame(columns=columns)
     return Table("paired", f"Paired differences to {REFERENCE}", frame, parts)
 
@@ -120,7 +118,7 @@ def requirements(blocks: list[Block], histories: pd.DataFrame) -> Table:
     return Table("requirements", "Requirements on growing runs", frame, parts)
 
 
-def _protocol(block: Block) -> dict[str, Any]:
+def protocol_columns(block: Block) -> dict[str, Any]:
     """The columns that say under which protocol a row was measured."""
     return {name: getattr(block, name) for name in _PROTOCOL}
 
@@ -134,13 +132,13 @@ def _method_budgets(block: Block) -> list[tuple[str, float]]:
     return sorted(pairs, key=lambda pair: (-pair[1], block.methods.index(pair[0])))
 
 
-def _compare(block: Block, method: str, budget: float) -> dict[str, Any]:
+def compare(block: Block, method: str, budget: float) -> dict[str, Any]:
     """One row of the comparison, unrounded."""
     all_cells = block.cells[(block.cells["method"] == method) & (block.cells["budget"] == budget)]
     finished = block.of(method, budget)
-    test = estimate(_floats(finished["test_metric"]))
+    test = estimate(floats(finished["test_metric"]))
     row: dict[str, Any] = {
-        **_protocol(block),
+        **protocol_columns(block),
         "budget": budget,
         "method": method,
         "cells": len(all_cells),
@@ -151,8 +149,8 @@ def _compare(block: Block, method: str, budget: float) -> dict[str, Any]:
         "test_metric_half_width": test.half_width,
     }
     for column in _MEANS:
-        row[column] = estimate(_floats(finished[column])).mean
-    row["val_metric_half_width"] = estimate(_floats(finished["val_metric"])).half_width
+        row[column] = estimate(floats(finished[column])).mean
+    row["val_metric_half_width"] = estimate(floats(finished["val_metric"])).half_width
     return row
 
 
@@ -162,66 +160,25 @@ def _comparison_text(block: Block, row: dict[str, Any]) -> dict[str, str]:
     return {
         "budget": f"{row['budget']:g}",
         "method": row["method"],
-        "seeds": _seeds(row),
-        f"test {block.metric_label}": _with_interval(row["test_metric"], row["test_metric_half_width"], scale),
-        f"val {block.metric_label}": _with_interval(row["val_metric"], row["val_metric_half_width"], scale),
-        "MACs share": _number(row["macs_share"], 3),
-        "MACs (M)": _number(row["macs"] / 1e6, 2),
-        "params (k)": _number(row["params"] / 1e3, 1),
-        "training MACs share": _number(row["train_macs_share"], 3),
-        "training (s)": _number(row["wall_s"], 1),
-        f"training time ({TIMES} dense)": _number(row["wall_share"], 2),
-        "latency, batch 1 (ms)": _number(row["latency_ms_batch1"], 2),
-        "latency, batch 64 (ms)": _number(row["latency_ms_batch64"], 1),
-        "peak memory (MiB)": _number(row["peak_memory_bytes"] / 2**20, 0),
+        "seeds": seeds_text(row),
+        f"test {block.metric_label}": with_interval(row["test_metric"], row["test_metric_half_width"], scale),
+        f"val {block.metric_label}": with_interval(row["val_metric"], row["val_metric_half_width"], scale),
+        "MACs share": number(row["macs_share"], 3),
+        "MACs (M)": number(row["macs"] / 1e6, 2),
+        "params (k)": number(row["params"] / 1e3, 1),
+        "training MACs share": number(row["train_macs_share"], 3),
+        "training (s)": number(row["wall_s"], 1),
+        f"training time ({TIMES} dense)": number(row["wall_share"], 2),
+        "latency, batch 1 (ms)": number(row["latency_ms_batch1"], 2),
+        "latency, batch 64 (ms)": number(row["latency_ms_batch64"], 1),
+        "peak memory (MiB)": number(row["peak_memory_bytes"] / 2**20, 0),
     }
 
 
-def _seeds(row: dict[str, Any]) -> str:
+def seeds_text(row: dict[str, Any]) -> str:
     """``3``, or ``2 of 3, 1 failed`` where not every cell ended well."""
     bad = [f"{row[status]} {status}" for status in ("failed", "diverged") if row[status]]
     return ", ".join([f"{row['finished']} of {row['cells']}", *bad]) if bad else str(row["finished"])
-
-
-def _differences(block: Block, method: str, budget: float) -> list[float]:
-    """Test metric of the reference minus that of ``method``, for each seed that both finished."""
-    at_budget = block.of(method, budget)
-    other = block.of(method, 1.0) if at_budget.empty and set(block.of(method)["budget"]) == {1.0} else at_budget
-    mine = block.of(REFERENCE, budget).set_index("seed")["test_metric"]
-    difference = mine - other.set_index("seed")["test_metric"]
-    return [float(value) for value in difference.dropna()]
-
-
-def _pair(block: Block, method: str, budget: float, differences: list[float]) -> dict[str, Any]:
-    """One row of the paired differences, unrounded."""
-    result = estimate(differences)
-    return {
-        **_protocol(block),
-        "budget": budget,
-        "reference": REFERENCE,
-        "method": method,
-        "n": result.n,
-        "difference": result.mean,
-        "half_width": result.half_width,
-        "low": result.low,
-        "high": result.high,
-        "excludes_zero": result.excludes_zero,
-        "higher": sum(value > 0 for value in differences),
-    }
-
-
-def _paired_text(block: Block, row: dict[str, Any]) -> dict[str, str]:
-    """One row of the paired differences for reading."""
-    unit = "points" if block.in_percent else block.metric
-    known = not math.isnan(row["half_width"])
-    return {
-        "budget": f"{row['budget']:g}",
-        "difference": f"{row['reference']} {MINUS} {row['method']}",
-        "seeds": str(row["n"]),
-        f"test {block.metric} ({unit})": _with_interval(row["difference"], row["half_width"], block.scale, "+"),
-        "interval excludes zero": ("yes" if row["excludes_zero"] else "no") if known else NOTHING,
-        f"seeds where {row['reference']} is higher": f"{row['higher']} of {row['n']}",
-    }
 
 
 def _require(block: Block, cell: pd.Series[Any], largest: float) -> dict[str, Any]:
@@ -229,7 +186,7 @@ def _require(block: Block, cell: pd.Series[Any], largest: float) -> dict[str, An
     off_budget = abs(cell["macs_share"] - cell["budget"])
     commitment = abs(cell["soft_val_metric"] - cell["val_metric"])
     return {
-        **_protocol(block),
+        **protocol_columns(block),
         "method": cell["method"],
         "budget": cell["budget"],
         "seed": int(cell["seed"]),
@@ -250,11 +207,11 @@ def _requirement_text(row: dict[str, Any]) -> dict[str, str]:
         "method": row["method"],
         "budget": f"{row['budget']:g}",
         "seed": str(row["seed"]),
-        "MACs share": _number(row["macs_share"], 3),
+        "MACs share": number(row["macs_share"], 3),
         f"off budget (≤ {BUDGET_LIMIT})": _judged(row["off_budget"], row["meets_budget"], 3),
         f"sampled {MINUS} returned (≤ {COMMITMENT_LIMIT})": _judged(row["soft_minus_hard"], row["commits"], 4),
         f"largest step (≤ {STEP_LIMIT})": _judged(row["largest_step"], row["grows_gradually"], 3),
-        "training MACs share": _number(row["train_macs_share"], 3),
+        "training MACs share": number(row["train_macs_share"], 3),
     }
 
 
@@ -265,21 +222,4 @@ def _within(value: float, limit: float) -> bool | None:
 
 def _judged(value: float, kept: bool | None, digits: int) -> str:
     """A figure with its verdict, e.g. ``0.004 pass``."""
-    return NOTHING if kept is None else f"{_number(value, digits)} {'pass' if kept else 'FAIL'}"
-
-
-def _with_interval(mean: float, half_width: float, scale: float, sign: str = "") -> str:
-    """``61.20 ± 1.30``; the interval is a dash where there is none."""
-    if math.isnan(mean):
-        return NOTHING
-    return f"{mean * scale:{sign}z.2f} ± {_number(half_width * scale, 2)}"
-
-
-def _number(value: float, digits: int) -> str:
-    """A rounded number, or a dash for a missing one."""
-    return NOTHING if math.isnan(value) else f"{value:z,.{digits}f}"
-
-
-def _floats(column: pd.Series[Any]) -> Iterable[float]:
-    """A column as plain floats, NaN where a value is missing."""
-    return column.astype("Float64").to_numpy(dtype="float64", na_value=math.nan)
+    return NOTHING if kept is None else f"{number(value, digits)} {'pass' if kept else 'FAIL'}"
