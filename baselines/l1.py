@@ -33,6 +33,7 @@ class L1(Method):
 
     name = "l1"
     summary = "train dense for half the epochs, prune by L1 norm, fine-tune for the other half"
+    version = 2  # widths are rounded to the nearest allowed one
     source = "Li et al., Pruning Filters for Efficient ConvNets, arXiv 1608.08710"
 
     def __init__(self, job: Job) -> None:

@@ -17,6 +17,7 @@ class Random(FixedNetwork):
 
     name = "random"
     summary = "filters and layers drawn at random, trained from the start"
+    version = 2  # widths are rounded to the nearest allowed one
     source = "Li and Talwalkar, Random Search and Reproducibility for NAS, arXiv 1902.07638"
 
     def choose(self, job: Job) -> nn.Module:

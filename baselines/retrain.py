@@ -23,6 +23,7 @@ class Retrain(FixedNetwork):
     name = "retrain"
     summary = "the architecture that grow found, trained from scratch"
     source = "Liu et al., Rethinking the Value of Network Pruning, arXiv 1810.05270"
+    version = Grow.version
     architecture_from = Grow.name
 
     @classmethod

@@ -26,7 +26,7 @@ from nasbench_grow.gating import GatedNetwork
 from nasbench_grow.masks import Masks, PaperMasks, PricedMasks
 from nasbench_grow.presets import Preset, as_preset
 from nasbench_grow.space import Space
-from nasbench_grow.subnetwork import absorb, carry_optimizer, extract
+from nasbench_grow.subnetwork import absorb, carry_optimizer, extract, silence
 
 
 class Grower:
@@ -121,6 +121,8 @@ class Grower:
         self.largest_step = max(self.largest_step, abs(self.masks.cost - cost))
         if not torch.equal(before, after):
             absorb(self.space, self.bank, before, self.gated.network)
+            if self.preset.newborn == "quiet":
+                silence(self.space, self.bank, before, after)
             old = (before, self.gated.network, self.optimizer)
             self._take_up(after)
             carry_optimizer(self.space, old, (after, self.gated.network, self.optimizer))

@@ -166,12 +166,15 @@ class PricedMasks(Masks):
     gradient (the loss expected from its removal, to second order), against the average worth in its group: the logit is
     the logarithm of that ratio, times the selectivity. Only ratios matter, so neither the number of steps nor that of
     structures nor the scale of the loss does. An absent structure is taken to be average.
+    On top of that all layers share one prior: how much depth is worth against width (``Preset.layer_logit``).
     """
 
     def __init__(self, space: Space, preset: Preset, budget: float, granularity: int, periods: int, seed: int) -> None:
         super().__init__(space, preset, budget, granularity, periods, seed)
         layers = slice(space.filters, len(space))
         self._families = [group.structures for group in space.groups] + [layers] * bool(space.layers)
+        self.prior = torch.zeros(len(space))
+        self.prior[layers] = preset.layer_logit
         self.noise = self._noise()
         self.squares = torch.zeros(len(space), dtype=torch.float64)
         self.full_grown = False  # a run of a few steps may reach its budget only after it should have settled
@@ -206,7 +209,7 @@ class PricedMasks(Masks):
             return self.present
         self._appraise()
         macs = self.target(progress) * self.dense_macs
-        self.present = select(self.space, self.logits + self.noise, macs, self.granularity)
+        self.present = select(self.space, self.prior + self.logits + self.noise, macs, self.granularity)
         self.full_grown = self.preset.schedule(progress) >= 1
         return self.present
 

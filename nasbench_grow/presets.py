@@ -19,6 +19,11 @@ class Preset:
     """Share of the run after which the schedule reaches the budget."""
     settle: float = 1.0
     """Share of the run after which the structure stays as it is."""
+    layer_logit: float = 0.0
+    """Priced masks: logit of an average layer, where that of an average filter is 0; below 0 widths grow before depth."""
+    newborn: Literal["fresh", "quiet"] = "fresh"
+    """Whether a newborn structure acts at once, by its initial weights, or is joined by zeros, so that growing leaves
+    the network's function as it was."""
     selectivity: float = 0.0
     """Priced masks: logit per unit of log-worth; 0 ignores what a structure is worth."""
     logit_rate: float = 0.5
@@ -53,7 +58,9 @@ PRESETS = {
         mask_momentum=0.9,
         logit_start=3.0,
     ),
-    "default": Preset(masks="priced", periods=40, growth=0.2, settle=0.4, selectivity=0.3),
+    "default": Preset(
+        masks="priced", periods=40, growth=0.1, settle=0.2, layer_logit=-4.0, newborn="quiet", selectivity=0.3
+    ),
 }
 
 

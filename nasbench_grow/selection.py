@@ -35,7 +35,9 @@ def select(space: Space, keys: Tensor, macs: float, granularity: int = 1) -> Ten
     for layer in sorted(absent, key=lambda number: -float(keys[number])):
         if space.macs(present) >= enough:
             break
-        with_layer = keys.clone()  # a layer that just missed may leave much unused: let it in, and fewer filters
+        # A layer that just missed may leave much unused: let it in beside the present ones, and fewer filters.
+        with_layer = keys.clone()
+        with_layer[space.filters :][present[space.filters :]] = torch.inf
         with_layer[layer] = torch.inf
         candidate = _above_threshold(space, with_layer, macs, granularity)
         if space.macs(present) < space.macs(candidate) <= macs:
@@ -62,7 +64,7 @@ def _above_threshold(space: Space, keys: Tensor, macs: float, granularity: int) 
 
 
 def _first(space: Space, keys: Tensor, chosen: Tensor, granularity: int) -> Tensor:
-    """The chosen structures, each group's width rounded down to an allowed one by dropping its lowest keys."""
+    """The chosen structures, each group's width rounded to an allowed one: its lowest keys leave or the next enter."""
     present = torch.zeros(len(space), dtype=torch.bool)
     present[chosen] = True
     for group in space.groups:
@@ -85,8 +87,8 @@ def _fill(space: Space, keys: Tensor, ranking: Tensor, present: Tensor, macs: fl
             larger[number] = True
         else:
             width = int(present[group.structures].sum())
-            step = 1 if width < granularity else granularity
-            _set_width(larger, keys, group.structures, min(group.size, _round_down(width + step, granularity)))
+            step = 1 if width < granularity else granularity - width % granularity
+            _set_width(larger, keys, group.structures, min(group.size, width + step))
         if space.macs(larger) <= macs:
             present = larger
         else:
@@ -95,12 +97,12 @@ def _fill(space: Space, keys: Tensor, ranking: Tensor, present: Tensor, macs: fl
 
 
 def allowed_width(width: int, size: int, granularity: int) -> int:
-    """``width`` rounded down: any up to ``granularity``, then its multiples or the full ``size``; at least 1."""
-    return size if width >= size else max(1, _round_down(width, granularity))
-
-
-def _round_down(width: int, granularity: int) -> int:
-    return width if width < granularity else width // granularity * granularity
+    """The allowed width nearest to ``width``: any up to ``granularity``, then its multiples or the full ``size``."""
+    if width >= size:
+        return size
+    if width <= granularity:
+        return max(1, width)
+    return min(size, (width + granularity // 2) // granularity * granularity)
 
 
 def _set_width(present: Tensor, keys: Tensor, structures: slice, width: int) -> None:

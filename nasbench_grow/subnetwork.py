@@ -88,6 +88,28 @@ def absorb(space: Space, bank: nn.Module, present: Tensor, network: nn.Module) -
         _paste(space, present, name, tensors[name], small)
 
 
+def silence(space: Space, bank: nn.Module, before: Tensor, after: Tensor) -> None:
+    """Joins what is in ``after`` but not in ``before`` by zeros, so that both sub-networks compute the same.
+
+    The bank's consumers ignore a newborn filter at first, and a newborn layer adds nothing; what makes a filter keeps
+    its initial weights, and so do the filters inside a newborn layer, or nothing there could ever learn.
+    """
+    born = space.effective(after) & ~space.effective(before)
+    layers_born = born[space.filters :].tolist()
+    filters = born.clone()
+    for group in space.groups:
+        if group.layer is not None and layers_born[group.layer]:
+            filters[group.structures] = False
+    parameters = {name: parameter.detach() for name, parameter in bank.named_parameters()}
+    for (name, dim), owner in space.owners.items():
+        if dim == 1 and name in parameters:
+            ignored = (owner >= 0) & filters[owner.clamp(min=0)]
+            parameters[name][:, ignored.to(parameters[name].device)] = 0
+    for layer, newborn in zip(space.layers, layers_born, strict=True):
+        for name in layer.terminal if newborn else ():
+            parameters[name].zero_()
+
+
 def carry_optimizer(
     space: Space,
     before: tuple[Tensor, nn.Module, torch.optim.Optimizer],

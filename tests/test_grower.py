@@ -156,7 +156,7 @@ def test_the_training_meter_counts_the_networks_that_ran(preset):
     assert meter.total == total
 
 
-@pytest.mark.parametrize("preset", ["paper", "default"])
+@pytest.mark.parametrize("preset", ["paper", replace(PRESETS["default"], newborn="fresh")], ids=["paper", "priced"])
 def test_absent_structures_are_not_touched(preset):
     run = grower(Residual, epochs=8, preset=preset)
     absent = 0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nasbench_grow.discovery import discover
 from nasbench_grow.space import Space
-from nasbench_grow.subnetwork import absorb, carry_optimizer, extract
+from nasbench_grow.subnetwork import absorb, carry_optimizer, extract, silence
 
 few = settings(max_examples=5, deadline=None, derandomize=True, database=None)
 FAMILIES = ["cifar_resnet", "efficientnet_gn", "vit"]
@@ -162,6 +162,33 @@ def test_a_sub_network_shares_no_memory_with_the_bank(seed: int, share: float) -
         for tensor in small.state_dict().values():
             tensor.zero_()
     assert all(torch.equal(tensor, before[name]) for name, tensor in bank.state_dict().items())
+
+
+@pytest.mark.parametrize("family", ["cifar_resnet", "mobilenetv2", "densenet", "vgg_bn"])
+@few
+@given(seed=seeds, share=shares, more=shares)
+def test_silent_newborns_leave_the_function_as_it_was_and_can_learn(
+    family: str, seed: int, share: float, more: float
+) -> None:
+    configuration, bank = space(family), copy.deepcopy(network(family))
+    before = structure(configuration, seed, share)
+    after = before | structure(configuration, seed + 1, more)
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+    small = extract(configuration, bank, before)
+    silence(configuration, bank, before, after)
+    large = extract(configuration, bank, after)
+    for training in (False, True):
+        small.train(training)
+        large.train(training)
+        assert torch.allclose(large(images), small(images), atol=1e-8)
+    optimizer = torch.optim.SGD(large.parameters(), lr=0.1)
+    for _ in range(2):  # the second step is the first to reach what makes a newborn filter
+        optimizer.zero_grad()
+        large(images).square().sum().backward()
+        optimizer.step()
+    for name, parameter in large.named_parameters():
+        if parameter.ndim == 4 and parameter.shape[-1] > 1:
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
 def test_running_statistics_travel_both_ways() -> None:

@@ -31,14 +31,15 @@ class Question:
         return Profile(f"ablation-{self.name}", self.title, self.grids)
 
 
-def _proxy(*methods: str, budgets: tuple[float, ...] = (0.25, 0.5, 0.75), seeds: tuple[int, ...] = (0, 1, 2)) -> Grid:
-    """Methods on the proxy, where one run takes a minute or two."""
-    return Grid(("cifar10_16px",), ("cifar_resnet20",), budgets, seeds, 4, 10_000, methods)
+def _proxy(*methods: str, budgets: tuple[float, ...] = (0.25, 0.5, 0.75), seeds: int = 3, epochs: int = 4) -> Grid:
+    """Methods on the proxy, where a run takes a minute."""
+    return Grid(("cifar10_16px",), ("cifar_resnet20",), budgets, tuple(range(seeds)), epochs, 8_000, methods)
 
 
-_TWO_BUDGETS = (0.25, 0.5)
-_SIX_SEEDS = tuple(range(6))
-_TWENTY_SEEDS = tuple(range(20))
+def _variants(*settings: str) -> Grid:
+    """``grow`` as it is and with each of the settings changed, at two budgets."""
+    return _proxy("grow", *(f"grow[{setting}]" for setting in settings), budgets=(0.25, 0.5))
+
 
 QUESTIONS = (
     Question(
@@ -46,48 +47,67 @@ QUESTIONS = (
         "does growing win: the architecture, the training, the price",
         reference="uniform",
         grids=(
-            _proxy("dense", budgets=(1.0,), seeds=_SIX_SEEDS),
-            _proxy("uniform", "random", "grow", "retrain", seeds=_SIX_SEEDS),
+            _proxy("uniform", "grow", seeds=6),
+            _proxy("random", "retrain", seeds=4),
+            _proxy("dense", budgets=(1.0,), seeds=4),
         ),
         form="answer",
     ),
-    Question(
-        "layers",
-        "how reluctantly a layer is taken away",
-        reference="grow",
-        grids=(_proxy("grow", "grow[layer_logit=0]", "grow[layer_logit=-2]", budgets=_TWO_BUDGETS),),
-    ),
+    Question("layers", "width before depth", reference="grow", grids=(_variants("layer_logit=0", "layer_logit=-2"),)),
+    Question("newborn", "how a newborn structure starts", reference="grow", grids=(_variants("newborn=fresh"),)),
     Question(
         "schedule",
-        "how fast the network grows to its budget",
+        "when to grow",
         reference="grow",
-        grids=(_proxy("grow", "grow[growth=0.05]", "grow[growth=0.2]", "grow[growth=0.4]", budgets=_TWO_BUDGETS),),
-    ),
-    Question(
-        "newborn",
-        "how newborn filters start",
-        reference="grow",
-        grids=(_proxy("grow", "grow[newborn=fresh]", budgets=_TWO_BUDGETS),),
+        grids=(_variants("growth=0.05", "growth=0.3,settle=0.4"),),
     ),
     Question(
         "evidence",
-        "how much the measured worth of a filter counts",
+        "how much the measured worth of a structure counts",
         reference="grow",
-        grids=(_proxy("grow", "grow[selectivity=0]", "grow[selectivity=1]", budgets=_TWO_BUDGETS),),
+        grids=(_variants("selectivity=0", "selectivity=1"),),
     ),
     Question(
         "rounding",
         "what rounding widths to multiples of 8 costs",
         reference="grow",
-        grids=(_proxy("grow", "grow[granularity=1]", budgets=_TWO_BUDGETS),),
+        grids=(_variants("granularity=1"),),
+    ),
+    Question(
+        "length",
+        "does it last: four times as many epochs",
+        reference="grow",
+        grids=(_proxy("uniform", "grow", "grow[layer_logit=0]", budgets=(0.25,), seeds=2, epochs=16),),
+    ),
+    Question(
+        "pixels",
+        "does it carry over: the images at their full 32 pixels",
+        reference="grow",
+        grids=(Grid(("cifar10",), ("cifar_resnet20",), (0.25,), (0, 1), 4, 8_000, ("uniform", "grow")),),
+    ),
+    Question(
+        "networks",
+        "does it carry over: other networks",
+        reference="grow",
+        grids=(
+            Grid(
+                ("cifar10_16px",),
+                ("cifar_vgg16_bn", "cifar_mobilenetv2"),
+                (0.25,),
+                (0, 1, 2),
+                4,
+                2_560,
+                ("uniform", "random", "grow"),
+            ),
+        ),
     ),
     Question(
         "stability",
         "twenty seeds: failures, collapses, missed budgets, spread",
         reference="dense",
         grids=(
-            _proxy("dense", budgets=(1.0,), seeds=_TWENTY_SEEDS),
-            _proxy("grow", budgets=(0.5,), seeds=_TWENTY_SEEDS),
+            Grid(("cifar10_16px",), ("cifar_resnet20",), (1.0,), tuple(range(20)), 4, 2_560, ("dense",)),
+            Grid(("cifar10_16px",), ("cifar_resnet20",), (0.25,), tuple(range(20)), 4, 2_560, ("grow",)),
         ),
         form="stability",
     ),

@@ -33,18 +33,21 @@ PROFILES = {
         ),
         Profile(
             "lengths",
-            "grow on digits for 10, 40 and 160 epochs, 3 budgets, 3 seeds: is it scale-free? (10 minutes on two cores)",
-            tuple(
-                Grid(
-                    ("digits",),
-                    ("cifar_resnet20",),
-                    (0.25, 0.5, 0.75),
-                    (0, 1, 2),
-                    epochs=epochs,
-                    train_samples=256,
-                    methods=("grow",),
-                )
-                for epochs in (10, 40, 160)
+            "grow on digits, 3 networks, 3 budgets, 3 seeds, 10 and 40 epochs (160 once): is it scale-free?",
+            (
+                *(
+                    Grid(
+                        ("digits",),
+                        ("cifar_resnet20", "cifar_vgg16_bn", "cifar_mobilenetv2"),
+                        (0.25, 0.5, 0.75),
+                        (0, 1, 2),
+                        epochs=epochs,
+                        train_samples=256,
+                        methods=("grow",),
+                    )
+                    for epochs in (10, 40)
+                ),
+                Grid(("digits",), ("cifar_resnet20",), (0.5,), (0, 1, 2), 160, 256, ("grow",)),
             ),
         ),
         Profile(
