@@ -181,13 +181,17 @@ class PricedMasks(Masks):
         self._ones = torch.ones(len(space), requires_grad=True)
 
     def _noise(self) -> Tensor:
-        """Logistic noise, systematically sampled: the filters of a group, and the layers among themselves, take evenly
-        spaced quantiles in a random order; the seed's filters take the highest."""
+        """Logistic noise, the highest of a group for the seed's filters. Even: the filters of a group, and the layers
+        among themselves, take evenly spaced quantiles in a random order (systematic sampling)."""
         noise = torch.zeros(len(self.space))
         for family in self._families:
             count = family.stop - family.start
             offset = torch.rand((), generator=self.generator).clamp(0.01, 0.99)
             quantiles = (torch.arange(count).flip(0) + offset) / count
+            if self.preset.noise == "independent":
+                quantiles = (
+                    torch.rand(count, generator=self.generator).sort(descending=True).values.clamp(1e-6, 1 - 1e-6)
+                )
             order = family.start + torch.randperm(count, generator=self.generator)
             seeds_first = torch.argsort(self.present[order].int(), descending=True, stable=True)
             noise[order[seeds_first]] = torch.logit(quantiles)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from nasbench_grow.errors import unknown
+from nasbench_grow.errors import UserError, unknown
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class Preset:
     settle: float = 1.0
     """Share of the run after which the structure stays as it is."""
     layer_logit: float = 0.0
-    """Priced masks: logit of an average layer, where that of an average filter is 0; below 0 widths grow before depth."""
+    """Priced masks: logit of an average layer, where that of an average filter is 0; below 0: width before depth."""
+    noise: Literal["even", "independent"] = "even"
+    """Priced masks: the noise of a group's filters is spread evenly over its distribution, or drawn one by one."""
     newborn: Literal["fresh", "quiet"] = "fresh"
     """Whether a newborn structure acts at once, by its initial weights, or is joined by zeros, so that growing leaves
     the network's function as it was."""
@@ -42,6 +44,14 @@ class Preset:
     """Paper: momentum of the logits."""
     logit_start: float = 0.0
     """Paper: the seed's logits start here, all others at the negative."""
+
+    def __post_init__(self) -> None:
+        """Refuses a setting outside its range with a UserError."""
+        for name in ("growth", "settle", "logit_rate"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(f"{name} {getattr(self, name):g} is out of range: it is a share, 0 < {name} <= 1")
+        if self.periods is not None and self.periods < 1:
+            raise UserError(f"periods {self.periods} is out of range: give 1 or more, or None: once an epoch")
 
     def schedule(self, progress: float) -> float:
         """Share of the way from the seed's cost to the budget that should be done: linear, then flat."""

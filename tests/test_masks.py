@@ -285,6 +285,28 @@ def test_without_selectivity_any_price_buys_the_same_share_of_every_group(seed, 
     assert max(above) - min(above) <= 1
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_low_layer_logit_brings_width_before_depth(seed):
+    deep, wide = (
+        priced(replace(PRICED, layer_logit=logit, selectivity=0.0), seed=seed, net=Residual) for logit in (0.0, -20.0)
+    )
+    depths = []
+    for progress in (0.1, 0.2, 0.3, 0.4, 0.5):
+        structures = deep.resample(progress), wide.resample(progress)
+        depths.append([int(present[wide.space.filters :].sum()) for present in structures])
+    assert all(shallow <= deeper for deeper, shallow in depths)
+    assert any(shallow < deeper for deeper, shallow in depths)
+
+
+def test_independent_noise_is_logistic_and_differs_between_groups():
+    masks = [priced(replace(PRICED, noise="independent"), seed=seed, net=Residual) for seed in range(100)]
+    noise = torch.stack([mask.noise for mask in masks])
+    for threshold in (-2.0, 0.0, 2.0):
+        assert (noise > threshold).float().mean() == pytest.approx(1 / (1 + math.exp(threshold)), abs=0.03)
+    above = [{int((mask.noise[group.structures] > 0).sum()) for group in mask.space.groups} for mask in masks]
+    assert any(max(counts) - min(counts) > 2 for counts in above)
+
+
 def test_the_seed_filter_stays_while_its_group_is_not_appraised():
     masks = priced(replace(PRICED, selectivity=0.0), budget=0.6)
     seed = masks.space.seed()

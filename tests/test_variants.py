@@ -99,6 +99,8 @@ def test_a_variant_of_grow_has_the_settings_of_its_name() -> None:
     [
         ("grow[growht=0.3]", "unknown setting of grow 'growht'; did you mean 'growth'"),
         ("grow[masks=best]", "masks of grow cannot be best (allowed: paper, priced"),
+        ("grow[growth=0]", "growth 0 is out of range: it is a share, 0 < growth <= 1"),
+        ("grow[periods=0]", "periods 0 is out of range: give 1 or more"),
         ("grow[granularity=0]", "granularity of grow cannot be 0 (allowed: a whole number from 1)"),
         ("grow[granularity=2.5]", "granularity of grow cannot be 2.5"),
         ("uniform[width=3]", "method 'uniform' has no settings; give the plain name"),
