@@ -58,7 +58,7 @@ def couples(studied: Sequence[Study], pairs: Sequence[tuple[str, str]]) -> Figur
                 Line(f"{method} {MINUS} {other}", other, study.differences(method, other, budget) * study.own.scale)
                 for method, other in pairs
             ]
-            panels.append(Panel(f"budget {budget:g}", f"test {_unit(study)}", lines))
+            panels.append(Panel(f"budget {budget:g}", f"difference in test {study.own.metric}{_points(study)}", lines))
         rows.append((study, panels))
     return _dots(rows, from_zero=True)
 
@@ -87,8 +87,8 @@ def price(studied: Sequence[Study]) -> Figure | None:
     figure = Figure(figsize=(8.6, 0.5 + 3.5 * len(studied)), layout="constrained")
     panels = figure.subplots(len(studied), 2, squeeze=False, sharey="row")
     for study, (left, right) in zip(studied, panels, strict=True):
-        draw_trade_off(left, study.own, "train_macs_share", "training MACs (share of dense)")
-        draw_trade_off(right, study.own, "wall_s", "training time (s)")
+        draw_trade_off(left, study.own, "train_macs_share", "training MACs (share of dense)", apart=True, seeds=False)
+        draw_trade_off(right, study.own, "wall_s", "training time (s)", seeds=False)
         right.set_ylabel("")
         if len(studied) > 1:
             left.set_title(f"{study.own.task}, {study.own.backbone}", loc="left")
@@ -109,7 +109,7 @@ def _variant_panels(study: Study) -> list[Panel]:
     return [
         Panel(
             f"budget {budget:g}",
-            f"test {_unit(study)} {MINUS} {other}",
+            f"test {study.own.metric} {MINUS} {other}{_points(study)}",
             [
                 Line(name, name, study.differences(name, other, budget) * study.own.scale, faint=name != reference)
                 for name in shown
@@ -132,7 +132,7 @@ def _dots(rows: Sequence[tuple[Study, list[Panel]]], *, from_zero: bool) -> Figu
     grid = figure.subplots(
         len(rows), columns, squeeze=False, sharex=True, sharey="row", gridspec_kw={"height_ratios": heights}
     )
-    spans: list[float] = [0.0] if from_zero else []
+    spans: list[float] = []
     for (study, panels), row in zip(rows, grid, strict=True):
         for axes, panel in zip(row, panels, strict=False):
             spans += _draw_panel(axes, panel, from_zero=from_zero)
@@ -141,7 +141,8 @@ def _dots(rows: Sequence[tuple[Study, list[Panel]]], *, from_zero: bool) -> Figu
             axes.set_visible(False)
         if len(rows) > 1:
             row[0].set_title(f"{study.own.task}, {study.own.backbone}\n{panels[0].title}".strip(), loc="left")
-    grid[0][0].set_xlim(limits(pd.concat([line.values for line in lines]), spans))
+    points = pd.concat([line.values for line in lines] + [pd.Series([0.0])] * from_zero)
+    grid[0][0].set_xlim(limits(points, spans))
     return figure
 
 
@@ -184,9 +185,9 @@ def _draw_panel(axes: Axes, panel: Panel, *, from_zero: bool) -> list[float]:
 
 def _scatter(n: int) -> np.ndarray:
     """Small offsets, the same every time, that keep the seeds of a line from hiding each other."""
-    return 0.09 * (np.arange(n) % 3 - 1)
+    return 0.13 * (2 * (np.arange(n) % 2) - 1)
 
 
-def _unit(study: Study) -> str:
-    """The metric of a difference with its unit."""
-    return f"{study.own.metric} (points)" if study.own.in_percent else study.own.metric
+def _points(study: Study) -> str:
+    """The unit of a difference, as the end of a label."""
+    return " (points)" if study.own.in_percent else ""

@@ -29,7 +29,8 @@ def variants(name: str, title: str, studied: Sequence[Study]) -> Table:
     for study in studied:
         rows = [_variant(study, method, budget) for method, budget in study.rows]
         data += rows
-        others = list(dict.fromkeys(row[f"other_{at}"] for row in rows for at in _others(row)))
+        columns = ("reference", "uniform")
+        others = list(dict.fromkeys(row[f"other_{at}"] for at in columns for row in rows if row[f"n_{at}"]))
         texts = pd.DataFrame([_variant_text(study, row, others) for row in rows])
         note = (
             f"{_MEANS_NOTE}, training MACs and time those of its whole training"
@@ -79,8 +80,8 @@ def stability(name: str, title: str, studied: Sequence[Study], widths: Widths) -
         note = (
             f"std: sample standard deviation; {_over(study)}: its ratio to that of {study.question.reference}, with "
             "the 95 % interval for independent normal samples (F distribution). Off budget: largest distance of the "
-            "MACs from the budget (share of dense). Narrowest: fewest channels of any layer of a returned network; 1 is "
-            "a collapse."
+            "MACs from the budget (share of dense). Narrowest: fewest channels of any layer of a returned network; 1 "
+            "is a collapse."
         )
         parts.append(Part(study.own, note, pd.DataFrame([_spread_text(study, row) for row in rows])))
     return Table(name, title, pd.DataFrame(data), parts)
@@ -100,11 +101,6 @@ def _variant(study: Study, method: str, budget: float) -> dict[str, Any]:
             f"half_width_{at}": result.half_width,
         }
     return row
-
-
-def _others(row: dict[str, Any]) -> list[str]:
-    """The comparisons that a variant has: with the reference, with uniform, or neither."""
-    return [at for at in ("reference", "uniform") if row[f"n_{at}"]]
 
 
 def _variant_text(study: Study, row: dict[str, Any], others: list[str]) -> dict[str, str]:

@@ -100,7 +100,9 @@ def _exhibits(question: Question, found: list[Block], widths: Widths) -> list[Ex
     """The exhibits of one question, by its form."""
     studied = studies(question, found)
     name, title = question.name, question.title[0].upper() + question.title[1:]
-    seeds = "grey points are seeds, coloured ones their mean with the 95 % Student t interval"
+    seeds = (
+        "grey points are seeds, coloured ones their mean with the 95 % Student t interval, cut where it leaves the axes"
+    )
     if question.form == "stability":
         return [
             Exhibit(
@@ -139,8 +141,8 @@ def _exhibits(question: Question, found: list[Block], widths: Widths) -> list[Ex
         question,
         studied,
         ablation_tables.price("price", "Price", studied),
-        "Test metric against what training costs, a line over the budgets of each method: faint points are seeds, "
-        "solid ones their mean with the 95 % Student t interval.",
+        "Test metric against what training costs, a line over the budgets of each method: means over seeds with the "
+        "95 % Student t interval. On the left, methods are moved apart sideways by a few points.",
         lambda: ablation_figures.price(studied),
     )
     return [*parts, price]
@@ -153,7 +155,7 @@ def _content(exhibit: Exhibit, figures: str, folder: str) -> str:
         return f"No records yet. Run the cells: {command}"
     sections = []
     for part in exhibit.table.parts:
-        sections += [documents.markdown_rows(part), f"{part.note} {_protocol(part.block)}"]
+        sections += [documents.markdown_rows(part), part.note, _protocol(part.block)]
     finished = sum(len(study.own.finished) for study in exhibit.studied)
     asked = asked_cells(exhibit.question)
     if finished < asked:

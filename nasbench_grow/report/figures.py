@@ -56,7 +56,7 @@ def trade_off(block: Block, column: str, label: str, name: str) -> Drawing | Non
         return None
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
-    draw_trade_off(axes, block, column, label)
+    draw_trade_off(axes, block, column, label, apart=column == "macs_share")
     figure.legend(loc="outside right upper")
     caption = (
         f"Test {block.metric} against {label}: faint points are seeds, solid points their mean with the 95 % Student t "
@@ -67,22 +67,27 @@ def trade_off(block: Block, column: str, label: str, name: str) -> Drawing | Non
     return Drawing(f"test-vs-{name}", caption, figure)
 
 
-def draw_trade_off(axes: Axes, block: Block, column: str, label: str) -> None:
-    """Test metric against one cost: seeds faint, means with their interval, a line through a method's budgets."""
+def draw_trade_off(
+    axes: Axes, block: Block, column: str, label: str, *, apart: bool = False, seeds: bool = True
+) -> None:
+    """Test metric against one cost: seeds faint, means with their interval, a line through a method's budgets.
+
+    ``apart`` moves the methods sideways by a few points, where those of one budget share their cost.
+    """
     cells = _with_cost(block, column)
     looks = appearance(block.methods)
     methods = [method for method in block.methods if (cells["method"] == method).any()]
     spans: list[float] = []
-    # Methods of one budget share their inference MACs: a few points sideways keep their intervals apart.
     crowd = [method for method in methods if set(block.of(method)["budget"]) != {1.0}]
     inches = axes.figure.dpi_scale_trans
     for method in methods:
         colour, marker = looks[method]
-        turn = crowd.index(method) - (len(crowd) - 1) / 2 if column == "macs_share" and method in crowd else 0.0
+        turn = crowd.index(method) - (len(crowd) - 1) / 2 if apart and method in crowd else 0.0
         move = axes.transData + ScaledTranslation(turn * _SIDEWAYS_POINTS / 72, 0, inches)
         own = cells[cells["method"] == method]
         x, y = own[column].astype(float), own["test_metric"] * block.scale
-        axes.plot(x, y, marker, color=colour, alpha=0.45, markersize=5, markeredgewidth=0, transform=move)
+        if seeds:
+            axes.plot(x, y, marker, color=colour, alpha=0.45, markersize=5, markeredgewidth=0, transform=move)
         at, means = _means(own, column, block.scale)
         spans += [end for one in means for end in (one.low, one.high) if not math.isnan(end)]
         axes.errorbar(
