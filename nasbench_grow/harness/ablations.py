@@ -68,6 +68,12 @@ QUESTIONS = (
         grids=(_variants("selectivity=0", "selectivity=1"),),
     ),
     Question(
+        "sampling",
+        "how structures are sampled, and how often",
+        reference="grow",
+        grids=(_variants("noise=independent", "periods=10"),),
+    ),
+    Question(
         "rounding",
         "what rounding widths to multiples of 8 costs",
         reference="grow",
