@@ -14,4 +14,5 @@ class GrowPaper(Grow):
     name = "grow-paper"
     summary = "the same by the paper's equations: soft gates, Bernoulli sampling, proportional budget controller"
     source = "Yuan, Savarese, Maire, arXiv 2007.15353"
+    version = 1  # its own: what the default preset went through since changed nothing here
     preset: ClassVar[str | Preset] = "paper"
