@@ -212,10 +212,17 @@ class PricedMasks(Masks):
         if progress > self.preset.settle and self.full_grown:
             return self.present
         self._appraise()
-        macs = self.target(progress) * self.dense_macs
-        self.present = select(self.space, self.prior + self.logits + self.noise, macs, self.granularity)
+        self.present = self._choose(self.prior + self.logits + self.noise, self.target(progress))
         self.full_grown = self.preset.schedule(progress) >= 1
         return self.present
+
+    def _choose(self, keys: Tensor, target: float) -> Tensor:
+        """The best structures at the scheduled cost, among the layers that the whole budget will buy: those come first,
+        while they are narrow and cheap, so that no layer has less time to learn than it must."""
+        planned = select(self.space, keys, self.budget * self.dense_macs, self.granularity)
+        layers = slice(self.space.filters, len(self.space))
+        keys[layers] = torch.where(planned[layers], torch.inf, -torch.inf)
+        return select(self.space, keys, target * self.dense_macs, self.granularity)
 
     def _appraise(self) -> None:
         """Moves the logits towards what the gradients of the last period say."""

@@ -69,7 +69,7 @@ PRESETS = {
         logit_start=3.0,
     ),
     "default": Preset(
-        masks="priced", periods=40, growth=0.3, settle=0.4, layer_logit=-4.0, newborn="quiet", selectivity=0.3
+        masks="priced", periods=40, growth=0.1, settle=0.2, layer_logit=-4.0, newborn="quiet", selectivity=0.3
     ),
 }
 

@@ -20,7 +20,7 @@ def select(space: Space, keys: Tensor, macs: float, granularity: int = 1) -> Ten
 
     Args:
         space: the configuration space.
-        keys: shape (structures,), any real numbers; ties go to the lower number.
+        keys: shape (structures,), any real numbers; ties go to the lower number. Layers at minus infinity stay out.
         macs: forward MACs that the sub-network may cost.
         granularity: widths above it are multiples of it (or the full width), but for what :data:`UNUSED` says.
 
@@ -31,7 +31,8 @@ def select(space: Space, keys: Tensor, macs: float, granularity: int = 1) -> Ten
     """
     present = _above_threshold(space, keys, macs, granularity)
     enough = macs - UNUSED * space.macs(space.full())
-    absent = [number for number in range(space.filters, len(space)) if not present[number]]
+    allowed = keys > -torch.inf
+    absent = [number for number in range(space.filters, len(space)) if allowed[number] and not present[number]]
     for layer in sorted(absent, key=lambda number: -float(keys[number])):
         if space.macs(present) >= enough:
             break
@@ -47,8 +48,8 @@ def select(space: Space, keys: Tensor, macs: float, granularity: int = 1) -> Ten
 
 def _above_threshold(space: Space, keys: Tensor, macs: float, granularity: int) -> Tensor:
     """The structures above the lowest threshold that ``macs`` allows, and what of the others still fits."""
-    ranking = torch.argsort(keys, descending=True, stable=True)
-    low, high = 0, len(space)  # the number of structures above the threshold: `low` fits, `high` may not
+    ranking = torch.argsort(keys, descending=True, stable=True)[: int((keys > -torch.inf).sum())]
+    low, high = 0, len(ranking)  # the number of structures above the threshold: `low` fits, `high` may not
     while low < high:
         middle = (low + high + 1) // 2
         if space.macs(_first(space, keys, ranking[:middle], granularity)) <= macs:

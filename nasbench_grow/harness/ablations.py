@@ -59,7 +59,7 @@ QUESTIONS = (
         "schedule",
         "when to grow",
         reference="grow",
-        grids=(_variants("growth=0.1,settle=0.2", "growth=0.5,settle=0.6", "growth=0.7,settle=0.8"),),
+        grids=(_variants("growth=0.3,settle=0.4", "growth=0.6,settle=0.7"),),
     ),
     Question(
         "evidence",
