@@ -298,6 +298,21 @@ def test_a_low_layer_logit_brings_width_before_depth(seed):
     assert any(shallow < deeper for deeper, shallow in depths)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_layers_that_the_budget_buys_are_there_as_soon_as_they_fit(seed):
+    masks = priced(replace(PRICED, layer_logit=-4.0, selectivity=0.0, growth=1.0), seed=seed, net=Residual, budget=0.7)
+    layers = slice(masks.space.filters, len(masks.space))
+    planned = masks.resample(1.0)[layers].clone()
+    assert planned.any()
+    depths = []
+    for progress in (0.1, 0.2, 0.3, 0.5, 0.8):
+        present = masks.resample(progress)[layers]
+        assert not (present & ~planned).any()
+        depths.append(int(present.sum()))
+    assert depths == sorted(depths)
+    assert depths[2] == int(planned.sum())
+
+
 def test_independent_noise_is_logistic_and_differs_between_groups():
     masks = [priced(replace(PRICED, noise="independent"), seed=seed, net=Residual) for seed in range(100)]
     noise = torch.stack([mask.noise for mask in masks])

@@ -158,6 +158,16 @@ def test_allowed_widths_grow_with_the_wanted_ones(size: int, granularity: int) -
         assert width < granularity or width % granularity == 0 or width == size
 
 
+@few
+@given(seed=st.integers(0, 100), share=st.floats(0.05, 1), granularity=st.sampled_from([1, 8]))
+def test_layers_at_minus_infinity_stay_out(seed: int, share: float, granularity: int) -> None:
+    configuration = space("cifar_resnet")
+    keys = torch.randn(len(configuration), generator=torch.Generator().manual_seed(seed))
+    keys[configuration.filters + 1 :: 2] = -torch.inf
+    present = select(configuration, keys, share * dense(configuration), granularity)
+    assert not present[configuration.filters + 1 :: 2].any()
+
+
 def test_equal_keys_go_to_the_lower_number() -> None:
     configuration = space("cifar_resnet")
     present = select(configuration, torch.zeros(len(configuration)), dense(configuration) / 2)
