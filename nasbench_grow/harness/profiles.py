@@ -17,7 +17,7 @@ PROFILES = {
         ),
         Profile(
             "laptop",
-            "every method on part of CIFAR-10, 2 budgets (grow: 3), 3 seeds (30 minutes on two cores)",
+            "every method on part of CIFAR-10, 2 budgets (grow: 3), 3 seeds (40 minutes on two cores)",
             (
                 Grid(("cifar10",), ("cifar_resnet20",), (0.25, 0.5), (0, 1, 2), epochs=5, train_samples=2048),
                 Grid(
