@@ -287,13 +287,11 @@ def test_without_selectivity_any_price_buys_the_same_share_of_every_group(seed, 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_low_layer_logit_brings_width_before_depth(seed):
-    deep, wide = (
-        priced(replace(PRICED, layer_logit=logit, selectivity=0.0), seed=seed, net=Residual) for logit in (0.0, -20.0)
-    )
     depths = []
-    for progress in (0.1, 0.2, 0.3, 0.4, 0.5):
-        structures = deep.resample(progress), wide.resample(progress)
-        depths.append([int(present[wide.space.filters :].sum()) for present in structures])
+    for budget in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6):
+        presets = [replace(PRICED, layer_logit=logit, selectivity=0.0) for logit in (0.0, -20.0)]
+        pair = [priced(preset, seed=seed, net=Residual, budget=budget) for preset in presets]
+        depths.append([int(masks.resample(1.0)[masks.space.filters :].sum()) for masks in pair])
     assert all(shallow <= deeper for deeper, shallow in depths)
     assert any(shallow < deeper for deeper, shallow in depths)
 

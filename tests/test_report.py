@@ -61,6 +61,15 @@ def test_one_seed_has_no_interval_and_missing_values_do_not_count() -> None:
 # --- comparison ---
 
 
+def test_seconds_are_not_compared_where_the_number_of_threads_differs(tmp_path: Path) -> None:
+    cells = [record("dense", 1.0), record("grow", 0.5), record("uniform", 0.5)]
+    for cell, threads in zip(cells, (2, 1, 2), strict=True):
+        cell["hardware"] = {**cell["hardware"], "threads": threads}
+    write(tmp_path, cells)
+    data = table_of(tmp_path, tables.comparison).set_index("method")
+    assert math.isnan(data.loc["grow", "wall_share"]) and not math.isnan(data.loc["uniform", "wall_share"])
+
+
 def test_the_comparison_has_a_row_for_each_method_and_budget(tmp_path: Path) -> None:
     accuracies = [0.60, 0.62, 0.67]
     grown = [record("grow", 0.5, seed, test_metric=value, wall_s=40 + seed) for seed, value in enumerate(accuracies)]

@@ -64,13 +64,14 @@ def comparison(blocks: list[Block]) -> Table:
     data, parts = [], []
     for block in blocks:
         rows = [compare(block, method, budget) for method, budget in _method_budgets(block)]
-        dense = [row["wall_s"] for row in rows if row["method"] == "dense"]
+        dense = [row for row in rows if row["method"] == "dense"]
         for row in rows:
-            row["wall_share"] = row["wall_s"] / dense[0] if dense else math.nan
+            comparable = bool(dense) and _threads(block, row) == _threads(block, dense[0])
+            row["wall_share"] = row["wall_s"] / dense[0]["wall_s"] if comparable else math.nan
         data += rows
         note = (
             "Means over seeds; ± is the 95 % Student t interval of the mean; shares are of the dense network's MACs; "
-            "training time does not include evaluation."
+            "training time does not include evaluation, and is not compared where the number of threads was another."
         )
         parts.append(Part(block, note, pd.DataFrame([_comparison_text(block, row) for row in rows])))
     return Table("comparison", "Comparison of the methods", pd.DataFrame(data), parts)
@@ -152,6 +153,12 @@ def compare(block: Block, method: str, budget: float) -> dict[str, Any]:
         row[column] = estimate(floats(finished[column])).mean
     row["val_metric_half_width"] = estimate(floats(finished["val_metric"])).half_width
     return row
+
+
+def _threads(block: Block, row: dict[str, Any]) -> set[float]:
+    """How many threads the cells of a row were run with; empty where their records do not say."""
+    cells = block.of(row["method"], row["budget"])
+    return set(cells["hardware_threads"].dropna()) if "hardware_threads" in cells else set()
 
 
 def _comparison_text(block: Block, row: dict[str, Any]) -> dict[str, str]:
