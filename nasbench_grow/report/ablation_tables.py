@@ -12,7 +12,7 @@ from nasbench_grow.report.figures import Widths
 from nasbench_grow.report.pairs import pair, pair_text
 from nasbench_grow.report.statistics import deviation, estimate, spread_ratio
 from nasbench_grow.report.studies import Study
-from nasbench_grow.report.tables import Part, Table, compare, protocol_columns, seeds_text
+from nasbench_grow.report.tables import Part, Table, compare, protocol_columns, seeds_text, time_share
 from nasbench_grow.report.wording import MINUS, NOTHING, TIMES, floats, number, with_interval
 
 BASELINE = "uniform"
@@ -31,10 +31,11 @@ def variants(name: str, title: str, studied: Sequence[Study]) -> Table:
         data += rows
         columns = ("reference", "uniform")
         others = list(dict.fromkeys(row[f"other_{at}"] for at in columns for row in rows if row[f"n_{at}"]))
-        texts = pd.DataFrame([_variant_text(study, row, others) for row in rows])
+        in_shares = not any(math.isnan(row["wall_share"]) for row in rows)
+        texts = pd.DataFrame([_variant_text(study, row, others, in_shares) for row in rows])
         note = (
             f"{_MEANS_NOTE}, training MACs and time those of its whole training"
-            f"{_time_note(rows)}. {_paired_note(study, others)}"
+            f"{f' ({TIMES} dense)' if in_shares else ''}. {_paired_note(study, others)}"
         )
         parts.append(Part(study.own, note.strip(), texts))
     return Table(name, title, pd.DataFrame(data), parts)
@@ -87,11 +88,21 @@ def stability(name: str, title: str, studied: Sequence[Study], widths: Widths) -
     return Table(name, title, pd.DataFrame(data), parts)
 
 
+def _reached(study: Study, row: dict[str, Any]) -> dict[str, str]:
+    """The first columns of a row: what was run, and the test metric that it reached."""
+    block = study.own
+    return {
+        "budget": f"{row['budget']:g}",
+        "method": f"`{row['method']}`",
+        "seeds": seeds_text(row),
+        f"test {block.metric_label}": with_interval(row["test_metric"], row["test_metric_half_width"], block.scale),
+    }
+
+
 def _variant(study: Study, method: str, budget: float) -> dict[str, Any]:
     """One variant at one budget, unrounded; the paired differences stand in columns ``*_reference``, ``*_uniform``."""
     row = compare(study.own, method, budget)
-    dense = estimate(floats(study.everything.of("dense")["wall_s"])).mean
-    row["wall_share"] = row["wall_s"] / dense
+    row["wall_share"] = time_share(study.own.of(method, budget), study.everything.of("dense"))
     for at, other in (("reference", study.question.reference), ("uniform", BASELINE)):
         result = estimate(study.differences(method, other, budget))
         row |= {
@@ -103,33 +114,23 @@ def _variant(study: Study, method: str, budget: float) -> dict[str, Any]:
     return row
 
 
-def _variant_text(study: Study, row: dict[str, Any], others: list[str]) -> dict[str, str]:
-    """One variant at one budget for reading."""
-    block = study.own
+def _variant_text(study: Study, row: dict[str, Any], others: list[str], in_shares: bool) -> dict[str, str]:
+    """One variant at one budget for reading, its time as a share of dense's or in seconds."""
     by_other = {row[f"other_{at}"]: at for at in ("uniform", "reference")}
     compared = {
         f"{MINUS} {other}": with_interval(
-            row[f"difference_{by_other[other]}"], row[f"half_width_{by_other[other]}"], block.scale, "+"
+            row[f"difference_{by_other[other]}"], row[f"half_width_{by_other[other]}"], study.own.scale, "+"
         )
         for other in others
     }
-    in_shares = not math.isnan(row["wall_share"])
     time = {f"time ({TIMES} dense)": number(row["wall_share"], 2)} if in_shares else {"time (s)": _seconds(row)}
     return {
-        "budget": f"{row['budget']:g}",
-        "method": f"`{row['method']}`",
-        "seeds": seeds_text(row),
-        f"test {block.metric_label}": with_interval(row["test_metric"], row["test_metric_half_width"], block.scale),
+        **_reached(study, row),
         **compared,
         "MACs": number(row["macs_share"], 3),
         "training MACs": number(row["train_macs_share"], 3),
         **time,
     }
-
-
-def _time_note(rows: list[dict[str, Any]]) -> str:
-    """How training costs are given."""
-    return f" ({TIMES} dense)" if not any(math.isnan(row["wall_share"]) for row in rows) else ""
 
 
 def _paired_note(study: Study, others: list[str]) -> str:
@@ -152,12 +153,8 @@ def _priced(study: Study, method: str, budget: float) -> dict[str, Any]:
 
 def _price_text(study: Study, row: dict[str, Any]) -> dict[str, str]:
     """One method at one budget for reading."""
-    block = study.own
     return {
-        "budget": f"{row['budget']:g}",
-        "method": f"`{row['method']}`",
-        "seeds": seeds_text(row),
-        f"test {block.metric_label}": with_interval(row["test_metric"], row["test_metric_half_width"], block.scale),
+        **_reached(study, row),
         "MACs": number(row["macs_share"], 3),
         f"training MACs ({TIMES} dense)": number(row["train_macs_share"], 3),
         f"({TIMES} from scratch)": number(row["train_macs_of_scratch"], 3),

@@ -64,10 +64,8 @@ def comparison(blocks: list[Block]) -> Table:
     data, parts = [], []
     for block in blocks:
         rows = [compare(block, method, budget) for method, budget in _method_budgets(block)]
-        dense = [row for row in rows if row["method"] == "dense"]
         for row in rows:
-            comparable = bool(dense) and _threads(block, row) == _threads(block, dense[0])
-            row["wall_share"] = row["wall_s"] / dense[0]["wall_s"] if comparable else math.nan
+            row["wall_share"] = time_share(block.of(row["method"], row["budget"]), block.of("dense"))
         data += rows
         note = (
             "Means over seeds; ± is the 95 % Student t interval of the mean; shares are of the dense network's MACs; "
@@ -155,9 +153,16 @@ def compare(block: Block, method: str, budget: float) -> dict[str, Any]:
     return row
 
 
-def _threads(block: Block, row: dict[str, Any]) -> set[float]:
-    """How many threads the cells of a row were run with; empty where their records do not say."""
-    cells = block.of(row["method"], row["budget"])
+def time_share(cells: pd.DataFrame, dense: pd.DataFrame) -> float:
+    """Mean training time of some cells over that of the dense ones; NaN where there are none, or where the numbers of
+    threads differ."""
+    if _threads(cells) != _threads(dense):
+        return math.nan
+    return estimate(floats(cells["wall_s"])).mean / estimate(floats(dense["wall_s"])).mean
+
+
+def _threads(cells: pd.DataFrame) -> set[float]:
+    """How many threads the cells were run with; empty where their records do not say."""
     return set(cells["hardware_threads"].dropna()) if "hardware_threads" in cells else set()
 
 
