@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import multiprocessing
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -81,3 +82,14 @@ def finished_record(cell: Cell, **changes: Any) -> Record:
     counts = {"macs": 50, "dense_macs": 100, "train_macs": 600, "dense_train_macs": 1000, "total_s": 3.0, "wall_s": 2.0}
     known = {**vars(cell), **counts, "run_key": cell.run_key(), "status": "ok", "metric": "accuracy"}
     return {field: {**known, "test_metric": 0.5, **changes}.get(field) for field in RECORD_FIELDS}
+
+
+def run_in_two_processes(target: Callable[..., object], *arguments: Any) -> None:
+    """Calls ``target`` in two processes at once and checks that both end well; they inherit what is patched here."""
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=target, args=arguments) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=60)
+    assert [worker.exitcode for worker in workers] == [0, 0]

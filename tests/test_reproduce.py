@@ -1,11 +1,10 @@
 import errno
-import multiprocessing
 import os
 import threading
 import time
 
 import pytest
-from cells import finished_record, small_cell, use_methods
+from cells import finished_record, run_in_two_processes, small_cell, use_methods
 
 from nasbench_grow.errors import UserError
 from nasbench_grow.harness import estimate, reproduce
@@ -157,13 +156,7 @@ def test_two_processes_on_one_folder_run_each_cell_once(tmp_path, monkeypatch):
         return record
 
     monkeypatch.setattr(reproduce, "run_cell", run_cell)
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=reproduce.reproduce, args=(cells, Store(tmp_path / "results"))) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(timeout=60)
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    run_in_two_processes(reproduce.reproduce, cells, Store(tmp_path / "results"))
     assert sorted(map(int, (tmp_path / "ran").read_text().split())) == list(range(12))
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import threading
 import time
 from collections import Counter
 
 import pytest
 import torch
-from cells import METHODS, finished_record, small_cell
+from cells import METHODS, finished_record, run_in_two_processes, small_cell
 from torch import nn
 
 from baselines.dense import Dense
@@ -188,13 +187,7 @@ def test_two_processes_run_the_giver_once(tmp_path, monkeypatch):
         return record
 
     monkeypatch.setattr(reproduce, "run_cell", run_slowly)
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=reproduce.run_one, args=(CELL, Store(tmp_path / "results"))) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(timeout=60)
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    run_in_two_processes(reproduce.run_one, CELL, Store(tmp_path / "results"))
     assert (tmp_path / "ran").read_text().split() == ["grow", "retrain"]
 
 
