@@ -20,7 +20,7 @@ class Grow(Method):
     name = "grow"
     summary = "grow filters and layers from a one-filter seed while training, at an exactly solved price"
     source = "Yuan, Savarese, Maire, arXiv 2007.15353, with the default preset of nasbench_grow.presets"
-    version = 2
+    version = 3
     preset: ClassVar[str | Preset] = "default"
     granularity: ClassVar[int | None] = None
     """Widths are rounded to multiples of this; None: of what the set-up says."""

@@ -17,6 +17,9 @@ from nasbench_grow.presets import Preset
 from nasbench_grow.selection import select
 from nasbench_grow.space import Space
 
+LARGEST_STEP = 0.25
+"""Share of the dense MACs by which the priced masks grow at most at once, however short the run."""
+
 
 class Masks(ABC):
     """State of all structures of one run.
@@ -160,42 +163,47 @@ class PricedMasks(Masks):
     Bernoulli(sigmoid(s - price)) is the event s + noise > price for logistic noise. So the sampled network is a
     threshold on perturbed logits, and the price that gives it exactly the scheduled cost is found by bisection: no
     controller, nothing to tune. The noise of a structure is drawn once, so that a filter lives long enough to be
-    trained, and spread evenly over each group, so that without other evidence all groups grow alike.
+    trained, and spread evenly over each channel group and each stage, so that without other evidence a price buys the
+    same share of every width and, at ``Preset.layer_logit`` 0, of every depth.
 
-    A gate is 1 where the structure is present. The evidence is the structure's worth, the mean square of its gate's
+    A gate is 1 where the structure is present. The evidence is a filter's worth, the mean square of its gate's
     gradient (the loss expected from its removal, to second order), against the average worth in its group: the logit is
     the logarithm of that ratio, times the selectivity. Only ratios matter, so neither the number of steps nor that of
-    structures nor the scale of the loss does. An absent structure is taken to be average.
-    On top of that all layers share one prior: how much depth is worth against width (``Preset.layer_logit``).
+    structures nor the scale of the loss does. An absent filter is taken to be average.
     """
 
     def __init__(self, space: Space, preset: Preset, budget: float, granularity: int, periods: int, seed: int) -> None:
         super().__init__(space, preset, budget, granularity, periods, seed)
-        layers = slice(space.filters, len(space))
-        self._families = [group.structures for group in space.groups] + [layers] * bool(space.layers)
-        self.prior = torch.zeros(len(space))
-        self.prior[layers] = preset.layer_logit
         self.noise = self._noise()
+        self._plan_layers()
         self.squares = torch.zeros(len(space), dtype=torch.float64)
-        self.full_grown = False  # a run of a few steps may reach its budget only after it should have settled
+        self.full_grown = False  # a run of a few steps reaches its budget only after it should have settled
         self._ones = torch.ones(len(space), requires_grad=True)
 
     def _noise(self) -> Tensor:
         """Logistic noise, the highest of a group for the seed's filters. Even: the filters of a group, and the layers
-        among themselves, take evenly spaced quantiles in a random order (systematic sampling)."""
+        of a stage, take the mid-points of as many equal parts of the distribution, in a random order."""
+        filters = [torch.arange(group.start, group.start + group.size) for group in self.space.groups]
         noise = torch.zeros(len(self.space))
-        for family in self._families:
-            count = family.stop - family.start
-            offset = torch.rand((), generator=self.generator).clamp(0.01, 0.99)
-            quantiles = (torch.arange(count).flip(0) + offset) / count
+        for family in [*filters, *self.space.stages()]:
+            count = len(family)
+            quantiles = (torch.arange(count).flip(0) + 0.5) / count
             if self.preset.noise == "independent":
                 quantiles = (
                     torch.rand(count, generator=self.generator).sort(descending=True).values.clamp(1e-6, 1 - 1e-6)
                 )
-            order = family.start + torch.randperm(count, generator=self.generator)
+            order = family[torch.randperm(count, generator=self.generator)]
             seeds_first = torch.argsort(self.present[order].int(), descending=True, stable=True)
             noise[order[seeds_first]] = torch.logit(quantiles)
         return noise
+
+    def _plan_layers(self) -> None:
+        """Decides on the layers that the whole budget will buy, once, and for good: they come first, while they are
+        narrow and cheap, so that none has less time to learn than it must."""
+        layers = slice(self.space.filters, len(self.space))
+        self.logits[layers] = self.preset.layer_logit
+        planned = select(self.space, self.logits + self.noise, self.budget * self.dense_macs, self.granularity)
+        self.logits[layers] = torch.where(planned[layers], torch.inf, -torch.inf)
 
     def gates(self) -> Tensor:
         return self._ones
@@ -212,26 +220,21 @@ class PricedMasks(Masks):
         if progress > self.preset.settle and self.full_grown:
             return self.present
         self._appraise()
-        self.present = self._choose(self.prior + self.logits + self.noise, self.target(progress))
-        self.full_grown = self.preset.schedule(progress) >= 1
+        target = self.target(progress)
+        reachable = min(target, self.cost + LARGEST_STEP)
+        self.present = select(self.space, self.logits + self.noise, reachable * self.dense_macs, self.granularity)
+        self.full_grown = self.preset.schedule(progress) >= 1 and reachable == target
         return self.present
 
-    def _choose(self, keys: Tensor, target: float) -> Tensor:
-        """The best structures at the scheduled cost, among the layers that the whole budget will buy: those come first,
-        while they are narrow and cheap, so that no layer has less time to learn than it must."""
-        planned = select(self.space, keys, self.budget * self.dense_macs, self.granularity)
-        layers = slice(self.space.filters, len(self.space))
-        keys[layers] = torch.where(planned[layers], torch.inf, -torch.inf)
-        return select(self.space, keys, target * self.dense_macs, self.granularity)
-
     def _appraise(self) -> None:
-        """Moves the logits towards what the gradients of the last period say."""
+        """Moves the filters' logits towards what the gradients of the last period say."""
         log_worth = torch.log(self.squares).float()
         measured = self.space.effective(self.present) & torch.isfinite(log_worth)
-        for family in self._families:
-            here = measured[family]
-            logits, wanted = self.logits[family], torch.zeros_like(self.logits[family])
-            wanted[here] = self.preset.selectivity * (log_worth[family][here] - log_worth[family][here].mean())
+        for group in self.space.groups:
+            here = measured[group.structures]
+            logits, wanted = self.logits[group.structures], torch.zeros(group.size)
+            worths = log_worth[group.structures][here]
+            wanted[here] = self.preset.selectivity * (worths - worths.mean())
             logits += self.preset.logit_rate * (wanted - logits)  # in place: a view of self.logits
         self.squares.zero_()
 

@@ -20,7 +20,8 @@ class Preset:
     settle: float = 1.0
     """Share of the run after which the structure stays as it is."""
     layer_logit: float = 0.0
-    """Priced masks: logit of an average layer, where that of an average filter is 0; below 0: width before depth."""
+    """Priced masks: logit of an average layer, where that of an average filter is 0 and the same share of depth is
+    bought as of width; below 0: width before depth."""
     noise: Literal["even", "independent"] = "even"
     """Priced masks: the noise of a group's filters is spread evenly over its distribution, or drawn one by one."""
     newborn: Literal["fresh", "quiet"] = "fresh"
@@ -68,9 +69,7 @@ PRESETS = {
         mask_momentum=0.9,
         logit_start=3.0,
     ),
-    "default": Preset(
-        masks="priced", periods=40, growth=0.1, settle=0.2, layer_logit=-4.0, newborn="quiet", selectivity=0.3
-    ),
+    "default": Preset(masks="priced", periods=80, growth=0.05, settle=0.1, layer_logit=-1.5, selectivity=0.3),
 }
 
 

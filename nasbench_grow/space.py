@@ -102,6 +102,14 @@ class Space:
                 return index
         return None
 
+    def stages(self) -> list[Tensor]:
+        """Numbers of the removable layers, those together that add to the same filters: the blocks of a stage."""
+        stages: dict[int, list[int]] = {}
+        for index, layer in enumerate(self.layers):
+            owner = self.owners.get((layer.terminal[0], 0), torch.tensor([-1]))
+            stages.setdefault(int(owner[0]), []).append(self.filters + index)
+        return [torch.tensor(numbers) for numbers in stages.values()]
+
     def full(self) -> Tensor:
         """The dense network: every structure present. Shape (structures,), bool."""
         return torch.ones(len(self), dtype=torch.bool)

@@ -17,7 +17,7 @@ from tiny_networks import EXAMPLE, Plain, Residual, seeded
 from torch import Tensor
 
 from nasbench_grow.discovery import discover
-from nasbench_grow.masks import Masks, PaperMasks, PricedMasks
+from nasbench_grow.masks import LARGEST_STEP, Masks, PaperMasks, PricedMasks
 from nasbench_grow.presets import PRESETS, Preset
 from nasbench_grow.space import Space
 
@@ -209,7 +209,7 @@ def test_no_sampled_group_is_ever_empty(seed, logit):
     net=st.sampled_from([Plain, Residual]),
 )
 @settings(max_examples=25, deadline=None)
-def test_the_cost_follows_the_schedule_to_one_step_of_width(budget, seed, granularity, periods, net):
+def test_the_cost_follows_the_schedule_to_one_step_of_width_and_never_jumps(budget, seed, granularity, periods, net):
     masks = priced(budget=budget, periods=periods, seed=seed, granularity=granularity, net=net)
     dense = masks.dense_macs
     for period in range(1, periods):
@@ -217,8 +217,8 @@ def test_the_cost_follows_the_schedule_to_one_step_of_width(budget, seed, granul
         if progress > masks.preset.settle:
             break
         learn(masks, slopes_of(masks, period) * masks.space.effective(masks.present))
+        target = min(masks.target(progress), masks.cost + LARGEST_STEP)
         masks.resample(progress)
-        target = masks.target(progress)
         assert masks.cost <= target or torch.equal(masks.present, masks.space.seed())
         for larger in one_step_larger(masks):
             assert masks.space.macs(larger) > target * dense
@@ -269,6 +269,8 @@ def test_filters_that_are_worth_more_than_others_of_their_group_are_preferred():
 
 def test_nothing_changes_after_settling():
     masks = priced(replace(PRICED, growth=0.3, settle=0.5))
+    for progress in (0.1, 0.2, 0.3):
+        masks.resample(progress)
     settled = masks.resample(0.5).clone()
     for progress in (0.55, 0.8, 1.0):
         learn(masks, 10 * slopes_of(masks, int(100 * progress)))
