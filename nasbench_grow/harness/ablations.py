@@ -47,9 +47,8 @@ QUESTIONS = (
         "does growing win: the architecture, the training, the price",
         reference="uniform",
         grids=(
-            _proxy("uniform", "grow", seeds=6),
-            _proxy("random", "retrain", seeds=4),
-            _proxy("dense", budgets=(1.0,), seeds=4),
+            _proxy("uniform", "random", "grow", "retrain", seeds=6),
+            _proxy("dense", budgets=(1.0,), seeds=6),
         ),
         form="answer",
     ),
