@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tiny_networks import EXAMPLE, Plain, Residual, seeded
 from torch import Tensor
 
+from nasbench_grow.backbones import create
 from nasbench_grow.discovery import discover
 from nasbench_grow.masks import LARGEST_STEP, Masks, PaperMasks, PricedMasks
 from nasbench_grow.presets import PRESETS, Preset
@@ -29,6 +30,11 @@ KINDS = {"paper": (PaperMasks, PAPER), "priced": (PricedMasks, PRICED)}
 @cache
 def space_of(make: type) -> Space:
     return discover(seeded(make), EXAMPLE)
+
+
+@cache
+def resnet20_space() -> Space:
+    return discover(create("cifar_resnet20", 10, 3), torch.zeros(1, 3, 16, 16))
 
 
 def paper(
@@ -285,6 +291,18 @@ def test_without_selectivity_any_price_buys_the_same_share_of_every_group(seed, 
     above = [int((masks.noise[group.structures] > threshold).sum()) for group in masks.space.groups]
     assert {group.size for group in masks.space.groups} == {12}
     assert max(above) - min(above) <= 1
+
+
+@pytest.mark.parametrize("budget", [0.25, 0.5, 0.75, 1.0])
+def test_without_a_prior_depth_and_width_shrink_together_in_every_stage(budget):
+    space = resnet20_space()
+    assert [len(stage) for stage in space.stages()] == [3, 2, 2]
+    masks = PricedMasks(space, replace(PRICED, layer_logit=0.0, selectivity=0.0), budget, 1, 20, 0)
+    for _ in range(5):
+        present = masks.resample(1.0)
+    width = torch.tensor([present[group.structures].float().mean() for group in space.groups]).mean()
+    for stage in space.stages():
+        assert abs(present[stage].float().mean() - width) <= 0.5 / len(stage) + 0.1, "to the nearest whole block"
 
 
 @pytest.mark.parametrize("seed", range(5))
