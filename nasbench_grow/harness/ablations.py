@@ -79,7 +79,7 @@ QUESTIONS = (
         "schedule",
         "when to grow",
         reference="grow",
-        grids=(_variants("growth=0.1,settle=0.2", "growth=0.3,settle=0.4", "settle=0.5"),),
+        grids=(_variants("growth=0.3,settle=0.4", "settle=0.5"),),
     ),
     Question(
         "evidence",
@@ -117,7 +117,7 @@ QUESTIONS = (
                 (0, 1, 2),
                 4,
                 2_560,
-                ("uniform", "random", "grow"),
+                ("uniform", "grow"),
             ),
         ),
     ),

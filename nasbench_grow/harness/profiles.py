@@ -34,16 +34,15 @@ PROFILES = {
         Profile(
             "lengths",
             "grow on digits, 3 networks, 3 budgets, 1 or 3 seeds, 10 and 40 epochs (160 once): is it scale-free?",
-            (
-                *(
-                    Grid(("digits",), backbones, (0.25, 0.5, 0.75), seeds, epochs, 256, ("grow",))
-                    for backbones, seeds, epochs in (
-                        (("cifar_resnet20", "cifar_vgg16_bn", "cifar_mobilenetv2"), (0, 1, 2), 10),
-                        (("cifar_resnet20",), (0, 1, 2), 40),
-                        (("cifar_vgg16_bn", "cifar_mobilenetv2"), (0,), 40),
-                    )
-                ),
-                Grid(("digits",), ("cifar_resnet20",), (0.5,), (0, 1, 2), 160, 256, ("grow",)),
+            tuple(
+                Grid(("digits",), backbones, budgets, seeds, epochs, samples, ("grow",))
+                for backbones, budgets, seeds, epochs, samples in (
+                    (("cifar_resnet20",), (0.25, 0.5, 0.75), (0, 1, 2), 10, 256),
+                    (("cifar_resnet20",), (0.25, 0.5, 0.75), (0, 1, 2), 40, 256),
+                    (("cifar_resnet20",), (0.5,), (0,), 160, 256),
+                    (("cifar_vgg16_bn", "cifar_mobilenetv2"), (0.25, 0.5, 0.75), (0, 1, 2), 10, 128),
+                    (("cifar_vgg16_bn", "cifar_mobilenetv2"), (0.25, 0.5, 0.75), (0,), 40, 128),
+                )
             ),
         ),
         Profile(
