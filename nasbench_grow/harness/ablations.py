@@ -126,8 +126,12 @@ QUESTIONS = (
         "twenty seeds: failures, collapses, missed budgets, spread",
         reference="dense",
         grids=(
-            Grid(("cifar10_16px",), ("cifar_resnet20",), (1.0,), tuple(range(20)), 4, 1_280, ("dense",)),
-            Grid(("cifar10_16px",), ("cifar_resnet20",), (0.25,), tuple(range(20)), 4, 1_280, ("grow",)),
+            _proxy("dense", budgets=(1.0,), seeds=20),
+            _proxy("uniform", "grow", budgets=(0.25,), seeds=20),
+            *(
+                Grid(("cifar10_16px",), ("cifar_resnet20",), (budget,), tuple(range(20)), 4, 1_280, methods)
+                for budget, methods in ((1.0, ("dense",)), (0.25, ("uniform", "grow")))
+            ),
         ),
         form="stability",
     ),
