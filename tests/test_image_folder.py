@@ -121,21 +121,8 @@ def test_more_samples_than_there_are_is_refused(tree: Path) -> None:
 
 
 def test_growing_runs_end_to_end_on_a_tree(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cell = [
-        "run",
-        "--method",
-        "grow",
-        "--task",
-        "imagenet",
-        "--backbone",
-        "cifar_resnet20",
-        "--budget",
-        "0.5",
-        "--seed",
-        "0",
-        "--epochs",
-        "2",
-    ]
+    cell = ["run", "--method", "grow", "--task", "imagenet", "--backbone", "cifar_resnet20"]
+    cell += ["--budget", "0.5", "--seed", "0", "--epochs", "2"]
     folder = ["--results", str(tmp_path / "results")]
     assert main([*cell, *folder, "--dry-run"]) == 0
     assert "to do" in capsys.readouterr().out
