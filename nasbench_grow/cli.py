@@ -13,9 +13,12 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from nasbench_grow.errors import UserError
+
+if TYPE_CHECKING:
+    from nasbench_grow.harness.cell import Cell
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -116,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--train-samples", type=int, metavar="N", help="train on a fixed choice of N samples")
     run.add_argument("--setup", help="device and memory layout, see nasbench-grow list setups (default: cpu)")
     _results(run)
+    run.add_argument("--dry-run", action="store_true", help="say what the cell will cost, run nothing")
     run.add_argument("--json", action="store_true", help="print the record as the last line of stdout")
 
     many = _command(commands, "reproduce", _reproduce, "run every unfinished cell of a profile", _REPRODUCE_EPILOG)
@@ -204,6 +208,8 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     if cell.budget != arguments.budget:
         print(f"{cell.method} ignores the budget: run at budget 1", file=sys.stderr)
+    if arguments.dry_run:
+        return _plan([cell], arguments.results)
     record = run_one(cell, Store(arguments.results))
     if arguments.json:
         print(json.dumps(record))
@@ -221,14 +227,19 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     profile = registry.profile(arguments.profile)
     cells = cells_of(profile, arguments.methods, arguments.tasks)
     if arguments.dry_run:
-        from nasbench_grow.harness.estimate import plan
-
-        print(plan(cells, Store(arguments.results, repair=False)))
-        return OK
+        return _plan(cells, arguments.results)
     outcome = reproduce(cells, Store(arguments.results), profile=profile.name)
     counts = ", ".join(f"{count} {status}" for status, count in outcome.items() if count)
     print(f"{len(cells)} cells in {arguments.results}: {counts}")
     return OK if outcome["ok"] == len(cells) else FAILED
+
+
+def _plan(cells: Sequence[Cell], folder: str) -> int:
+    from nasbench_grow.harness.estimate import plan
+    from nasbench_grow.harness.store import Store
+
+    print(plan(cells, Store(folder, repair=False)))
+    return OK
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, CIFAR100
 
 from nasbench_grow.data import cache
 from nasbench_grow.data.classification import ImageClassification
@@ -26,6 +26,7 @@ from nasbench_grow.errors import UserError
 from nasbench_grow.tasks import cifar10, fashion_mnist
 from nasbench_grow.tasks.cifar10 import Cifar10
 from nasbench_grow.tasks.cifar10_16px import Cifar10At16Pixels
+from nasbench_grow.tasks.cifar100 import Cifar100
 from nasbench_grow.tasks.digits import Digits
 from nasbench_grow.tasks.fashion_mnist import FashionMnist
 
@@ -49,14 +50,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return data
 
 
-def made_up(train: int, test: int, shape: tuple[int, ...]) -> RawImages:
-    """Random images with balanced labels 0 to 9."""
+def made_up(train: int, test: int, shape: tuple[int, ...], classes: int = 10) -> RawImages:
+    """Random images with balanced labels."""
     generator = torch.Generator().manual_seed(0)
     return RawImages(
         torch.randint(256, (train, *shape), generator=generator, dtype=torch.uint8),
-        (torch.arange(train) % 10).to(torch.uint8),
+        (torch.arange(train) % classes).to(torch.uint8),
         torch.randint(256, (test, *shape), generator=generator, dtype=torch.uint8),
-        (torch.arange(test) % 10).to(torch.uint8),
+        (torch.arange(test) % classes).to(torch.uint8),
     )
 
 
@@ -105,6 +106,27 @@ def write_torchvision_cifar(folder: Path, images: RawImages, monkeypatch: pytest
     monkeypatch.setattr(CIFAR10, "train_list", train)
     monkeypatch.setattr(CIFAR10, "test_list", test)
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": meta})
+    return layout
+
+
+def write_torchvision_cifar100(folder: Path, images: RawImages, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same for CIFAR-100, whose batches hold two labels an image."""
+    layout = folder / "cifar-100-python"
+    layout.mkdir()
+
+    def write(name: str, content: object) -> list[list[str]]:
+        data = pickle.dumps(content)
+        (layout / name).write_bytes(data)
+        return [[name, md5(data).hexdigest()]]
+
+    def batch(pixels: Tensor, labels: Tensor) -> dict[str, object]:
+        coarse = [label // 5 for label in labels.tolist()]
+        return {"data": pixels.flatten(1).numpy(), "coarse_labels": coarse, "fine_labels": labels.tolist()}
+
+    monkeypatch.setattr(CIFAR100, "train_list", write("train", batch(images.train_images, images.train_labels)))
+    monkeypatch.setattr(CIFAR100, "test_list", write("test", batch(images.test_images, images.test_labels)))
+    ((name, checksum),) = write("meta", {"fine_label_names": [str(label) for label in range(100)]})
+    monkeypatch.setattr(CIFAR100, "meta", {**CIFAR100.meta, "filename": name, "md5": checksum})
     return layout
 
 
@@ -178,6 +200,31 @@ def test_cifar10_is_read_from_the_npm_package(tmp_path: Path, small_cifar: RawIm
     assert cifar10.read_npm_archive(tmp_path / "package.tgz").sha256() == small_cifar.sha256()
 
 
+def test_cifar100_is_read_from_torchvisions_folder_with_its_fine_labels(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = made_up(300, 100, (3, 32, 32), classes=100)
+    monkeypatch.setattr(Cifar100, "val_samples", 100)
+    layout = write_torchvision_cifar100(folder, images, monkeypatch)
+    assert Cifar100().fetch() == layout
+    assert Cifar100().read().sha256() == images.sha256()
+    splits = Cifar100().load(CPU)
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (200, 100, 100)
+
+    (layout / "train").write_bytes(b"")
+    with pytest.raises(UserError, match="cifar-100-python/train is truncated or changed"):
+        Cifar100().load(CPU)
+
+
+def test_cifar100_is_kept_after_a_fetch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = made_up(300, 100, (3, 32, 32), classes=100)
+    source = cache.Source("made up", lambda work: images)
+    monkeypatch.setattr(Cifar100, "sources", lambda self: [source])
+    assert Cifar100().fetch() == folder / "cifar100.safetensors"
+    monkeypatch.setattr(Cifar100, "sources", lambda self: [])
+    assert Cifar100().read().sha256() == images.sha256()
+
+
 def install_fake_npm(tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An ``npm`` that "packs" the given archive, first on the search path."""
     (tmp_path / "npm").write_text(f'#!/bin/sh\n/bin/cp "{archive}" package.tgz\n')
@@ -215,13 +262,14 @@ def test_a_kept_data_set_with_other_contents_is_named(folder: Path, small_cifar:
         Cifar10().load(CPU)
 
 
-@pytest.mark.parametrize("task", [Cifar10(), FashionMnist()], ids=lambda task: task.name)
+@pytest.mark.parametrize("task", [Cifar10(), Cifar100(), FashionMnist()], ids=lambda task: task.name)
 def test_without_data_or_network_one_line_says_how_to_go_on(task: ImageClassification, folder: Path) -> None:
     with pytest.raises(UserError) as caught:
         task.load(CPU)
     message = str(caught.value)
     assert f"no {task.name} in {folder}" in message and "torchvision's download" in message
-    assert "not installed" in message and "put torchvision's folder" in message
+    assert "put torchvision's folder" in message
+    assert "not installed" in message or task.name == "cifar100", "no package ships CIFAR-100"
     assert "\n" not in message
 
 

@@ -85,12 +85,12 @@ def damaged(what: str, to_delete: Path) -> UserError:
     return UserError(f"{what}; replace it, or delete {to_delete} to have the data set fetched again")
 
 
-def fetch_once(path: Path, contents_sha256: str, sources: Sequence[Source], by_hand: str) -> None:
+def fetch_once(path: Path, contents_sha256: str | None, sources: Sequence[Source], by_hand: str) -> None:
     """Put a data set at ``path``, unless it is there already, from the first source that gives the right contents.
 
     Args:
         path: the file to write; its stem is the data set's name.
-        contents_sha256: what :meth:`RawImages.sha256` of the right contents gives.
+        contents_sha256: what :meth:`RawImages.sha256` of the right contents gives; None: whatever a source gives is.
         sources: tried in this order.
         by_hand: what the user can do if all fail, as a clause.
     Raises:
@@ -112,7 +112,9 @@ def fetch_once(path: Path, contents_sha256: str, sources: Sequence[Source], by_h
         raise UserError(_not_writable(path.parent, error)) from error
 
 
-def _first_right(path: Path, contents_sha256: str, sources: Sequence[Source], by_hand: str, work: Path) -> RawImages:
+def _first_right(
+    path: Path, contents_sha256: str | None, sources: Sequence[Source], by_hand: str, work: Path
+) -> RawImages:
     """What the first source with the right contents gives; raises UserError listing why each one failed."""
     failures = []
     for source in sources:
@@ -120,7 +122,7 @@ def _first_right(path: Path, contents_sha256: str, sources: Sequence[Source], by
         try:
             print(f"fetching {path.stem} ({source.name})", file=sys.stderr)
             images = source.fetch(work)
-            if images.sha256() == contents_sha256:
+            if contents_sha256 is None or images.sha256() == contents_sha256:
                 return images
             failures.append(f"{source.name}: the contents have the wrong checksum")
         except SourceError as error:

