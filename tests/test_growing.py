@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import nasbench_grow
 from nasbench_grow import UserError, count_macs, describe, grow, load, rebuild
 from nasbench_grow.growing import Grown
+from nasbench_grow.presets import PRESETS
 
 
 def samples(count: int = 24, shape: tuple[int, ...] = (1, 8, 8)) -> TensorDataset:
@@ -83,11 +85,13 @@ def test_the_budget_is_met():
 
 
 def test_the_history_has_an_entry_an_epoch():
-    history = plain().history
+    slow = replace(PRESETS["default"], growth=0.5, settle=0.8)
+    grown = grown_from(seeded(Plain), preset=slow)
+    history = grown.history
     assert [entry["epoch"] for entry in history] == list(range(1, 9))
     assert all(math.isfinite(entry["loss"]) for entry in history)
-    assert history[0]["cost"] < history[-1]["cost"] == pytest.approx(plain().macs / plain().dense_macs)
-    network = plain().network
+    assert history[0]["cost"] < history[-1]["cost"] == pytest.approx(grown.macs / grown.dense_macs)
+    network = grown.network
     widths = {name: network.get_submodule(name).out_channels for name in ("conv1", "conv2", "conv3")}
     assert history[-1]["widths"] == widths
 
