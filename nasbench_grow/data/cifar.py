@@ -1,34 +1,42 @@
-"""Torchvision's folders of CIFAR-10 and CIFAR-100: pickled batches, each with a checksum."""
+"""What CIFAR-10 and CIFAR-100 share: image size, recipe, augmentation, and torchvision's folders of pickled batches."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import torch
 
+from nasbench_grow.contract import Recipe
 from nasbench_grow.data import cache
+from nasbench_grow.data.images import Augmentation
 from nasbench_grow.data.raw import RawImages
-
-if TYPE_CHECKING:
-    from torchvision.datasets import CIFAR10
+from nasbench_grow.data.stored import StoredImages
 
 
-def read_cifar(kind: type[CIFAR10], folder: Path) -> RawImages:
-    """The images of ``torchvision.datasets.CIFAR10`` or ``CIFAR100`` that lie in ``folder``, a data folder.
+class Cifar(StoredImages):
+    """45,000 images train, 5,000 of the original training images validate, the original 10,000 test."""
 
-    Raises:
-        UserError: a file is missing, truncated or changed; the line names it.
-    """
-    from torchvision.datasets.utils import check_integrity
+    input_shape = (3, 32, 32)
+    recipe = Recipe(batch_size=128, learning_rate=0.1, momentum=0.9, weight_decay=5e-4)
+    augmentation = Augmentation(padding=4, flip=True)
+    val_samples = 5_000
+    dataset: ClassVar[str]
+    """The class of ``torchvision.datasets`` that reads the folder."""
 
-    layout = folder / kind.base_folder
-    for name, md5 in [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]:
-        path = layout / name
-        if not check_integrity(path, md5):
-            fault = "is truncated or changed: wrong checksum" if path.exists() else "is missing"
-            raise cache.damaged(f"{path} {fault}", layout)
-    parts = [kind(folder, train=train) for train in (True, False)]
-    images = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts]
-    labels = [torch.tensor(part.targets, dtype=torch.uint8) for part in parts]
-    return RawImages(images[0], labels[0], images[1], labels[1])
+    def read_layout(self, folder: Path) -> RawImages:
+        """Read the folder with torchvision, after checking each of its files."""
+        import torchvision.datasets
+        from torchvision.datasets.utils import check_integrity
+
+        kind = getattr(torchvision.datasets, self.dataset)
+        layout = folder / self.layout
+        for name, md5 in [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]:
+            path = layout / name
+            if not check_integrity(path, md5):
+                fault = "is truncated or changed: wrong checksum" if path.exists() else "is missing"
+                raise cache.damaged(f"{path} {fault}", layout)
+        parts = [kind(folder, train=train) for train in (True, False)]
+        images = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts]
+        labels = [torch.tensor(part.targets, dtype=torch.uint8) for part in parts]
+        return RawImages(images[0], labels[0], images[1], labels[1])

