@@ -7,17 +7,17 @@
 import timm
 from torch import nn
 
-from nasbench_grow.backbones import cifar_mobilenet, cifar_resnet, cifar_vgg, cifar_wrn  # noqa: F401  (importing registers)
+from nasbench_grow.backbones import cifar_mobilenet, cifar_resnet, cifar_vgg, cifar_wrn, lstm  # noqa: F401  (importing registers)
 from nasbench_grow.backbones.registering import SUMMARIES
 from nasbench_grow.errors import UserError, unknown
 
 __all__ = ["SUMMARIES", "create"]
 
 
-def create(name: str, num_classes: int, in_chans: int) -> nn.Module:
+def create(name: str, num_classes: int, in_chans: int = 3) -> nn.Module:
     """A fresh network with random weights: one of ours, or any model that timm knows by ``name``.
 
-    It maps (B, in_chans, H, W) to (B, num_classes) logits.
+    It maps images (B, in_chans, H, W) to (B, num_classes) logits; those for other tasks say what they map.
 
     Raises:
         UserError: timm has no such model; the line names the nearest one.
