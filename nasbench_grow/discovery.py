@@ -2,8 +2,7 @@
 
 Torch-Pruning's dependency graph says which entries of which tensors must leave together; from its answer every entry
 gets an owner. Grouped convolutions and group normalisations tie the channels of one of their groups into one filter.
-Removable layers are found by their definition: with the last norm or convolution of the branch at zero, the block
-returns its input. What the model does not survive (shown by running it) is fixed, with the reason.
+What the model does not survive (shown by running it) is fixed, with the reason.
 """
 
 from __future__ import annotations
@@ -12,20 +11,19 @@ import copy
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from nasbench_grow.cost import count_macs, macs_by_module
 from nasbench_grow.errors import UserError
+from nasbench_grow.layers import CONVS, NORMS, plain_layers, residual_blocks
 from nasbench_grow.recurrent import RECURRENT, input_axes, original_name, outputs, state_axes, unit_axes, with_stand_ins
 from nasbench_grow.space import Axis, ChannelGroup, Layer, Space, WeightCost
 
-CONVS = nn.modules.conv._ConvNd
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 MAKERS = (CONVS, nn.Linear, nn.Embedding, RECURRENT)
 """Modules that create channels."""
 SLICEABLE = (*NORMS, *MAKERS, nn.PReLU)
@@ -50,11 +48,12 @@ def discover(model: nn.Module, example: Tensor) -> Space:
     probe, example = _probe(model, example)
     couplings = _Couplings(probe)
     couplings.trace(example)
-    layers = _removable_layers(probe, example)
-    weights = _weight_costs(probe, example, layers)
+    blocks = residual_blocks(probe, example)
+    plain = plain_layers(probe, example, blocks)
+    rates = _rates(probe, example)
     rejected: dict[str, str] = {}
     while True:
-        space = couplings.space(layers, weights, dense_macs, rejected)
+        space = couplings.space(blocks, plain, rates, dense_macs, rejected)
         reasons = unfaithful(space, probe, example)
         if not reasons:
             return space
@@ -218,8 +217,15 @@ class _Couplings:
                 if axis[1] == 1:
                     self.consumers[axis] = None
 
-    def space(self, layers: list[Layer], weights: list[WeightCost], dense_macs: int, rejected: dict[str, str]) -> Space:
-        """The space in which every joined set of entries is one filter, without the rejected groups."""
+    def space(
+        self,
+        blocks: list[Layer],
+        plain: list[Layer],
+        rates: dict[str, float],
+        dense_macs: int,
+        rejected: dict[str, str],
+    ) -> Space:
+        """The space in which every joined set of entries is one filter, without the rejected groups and layers."""
         labels = self._components()
         fixed = {**self.fixed, **rejected}
         stuck = {int(label) for name in fixed.keys() & self.roots.keys() for label in labels[self.roots[name]]}
@@ -232,7 +238,15 @@ class _Couplings:
             for label in labels[self.roots[root]].tolist():
                 if label not in stuck:
                     families[tuple(touched[label])].setdefault(label, root)
-        return self._assemble(families, labels, layers, weights, dense_macs, fixed)
+        groups, owners = self._number(families, labels)
+        layers = [*blocks, *(layer for layer in self._passing(plain, groups, owners) if layer.name not in rejected)]
+        for index, (group, axes) in enumerate(zip(groups, families, strict=True)):
+            groups[index] = replace(group, layer=_enclosing(layers, index, [name for name, _ in axes]))
+        consumers = [axis for axis in self.consumers if axis in owners]
+        costs = [WeightCost(rate, name, _enclosing(layers, None, [name])) for name, rate in rates.items()]
+        space = Space(groups, layers, owners, self._gated(owners), consumers, fixed, self.shapes, costs)
+        space.constant_macs = dense_macs - space.macs(space.full())
+        return space
 
     def _components(self) -> np.ndarray:
         """Number of the joined set that each entry belongs to."""
@@ -244,26 +258,20 @@ class _Couplings:
         graph = coo_matrix((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(self.total, self.total))
         return np.asarray(connected_components(graph, directed=False)[1])
 
-    def _assemble(
-        self,
-        families: dict[tuple[Axis, ...], dict[int, str]],
-        labels: np.ndarray,
-        layers: list[Layer],
-        weights: list[WeightCost],
-        dense_macs: int,
-        fixed: dict[str, str],
-    ) -> Space:
-        """Numbers the filters family by family (a family of filters that live in the same axes is a channel group)."""
+    def _number(
+        self, families: dict[tuple[Axis, ...], dict[int, str]], labels: np.ndarray
+    ) -> tuple[list[ChannelGroup], dict[Axis, Tensor]]:
+        """Numbers the filters family by family (a family of filters that live in the same axes is a channel group);
+        returns the groups and the owners of all axes."""
         structure = np.full(int(labels.max(initial=-1)) + 1, -1, dtype=np.int64)
         groups: list[ChannelGroup] = []
         start = 0
-        for axes, members in families.items():
+        for members in families.values():
             structure[list(members)] = np.arange(start, start + len(members))
-            enclosing = _enclosing(layers, [name for name, _ in axes])
             maker = next(iter(members.values()))
             before = sum(group.name.partition("#")[0] == maker for group in groups)
             name = f"{maker}#{before + 1}" if before else maker  # a module may make channels of several groups
-            groups.append(ChannelGroup(name, start, len(members), enclosing))
+            groups.append(ChannelGroup(name, start, len(members), layer=None))
             start += len(members)
         owners = {}
         for axis, offset in self.offsets.items():
@@ -273,10 +281,27 @@ class _Couplings:
         for name, module in self.modules.items():
             if isinstance(module, RECURRENT) and (units := owners.get((f"{name}.weight_hh_l0", 1))) is not None:
                 owners |= dict.fromkeys(state_axes(name, module), units)
-        consumers = [axis for axis in self.consumers if axis in owners]
-        space = Space(groups, layers, owners, self._gated(owners), consumers, fixed, self.shapes, weights)
-        space.constant_macs = dense_macs - space.macs(space.full())
-        return space
+        return groups, owners
+
+    def _passing(self, plain: list[Layer], groups: list[ChannelGroup], owners: dict[Axis, Tensor]) -> Iterator[Layer]:
+        """The plain layers that can pass on what they take in: both sides are one whole group each, channel by channel
+        in the same order, and nothing else makes channels of the second."""
+        whole = {tuple(range(group.start, group.start + group.size)): index for index, group in enumerate(groups)}
+        nothing = torch.empty(0)
+        for layer in plain:
+            weight = f"{layer.paths[0]}.weight"
+            given, got = (whole.get(tuple(owners.get((weight, dim), nothing).tolist())) for dim in (1, 0))
+            if given is not None and got is not None and given != got:
+                first = groups[got].start
+                makers = [name for name in self.roots if first in owners.get(self._made(name), nothing)]
+                if [name for name in makers if not _is_grouped(self.modules[name])] == [layer.paths[0]]:
+                    yield replace(layer, bypass=(given, got))
+
+    def _made(self, name: str) -> Axis:
+        """An axis that runs along the channels that a module makes."""
+        return next(
+            axis for axis in (*_output_axes(name, self.modules[name]), (f"{name}.weight_hh_l0", 1)) if axis[1] >= 0
+        )
 
     def _gated(self, owners: dict[Axis, Tensor]) -> list[Axis]:
         """The axes that carry the filters' gates: those of affine norm parameters; where a filter meets no norm, of the
@@ -325,10 +350,15 @@ def _input_axes(name: str, module: nn.Module) -> Iterator[Axis]:
         yield from _output_axes(name, module)
 
 
-def _enclosing(layers: list[Layer], tensors: list[str]) -> int | None:
-    """The removable layer that holds all of these tensors, if there is one."""
+def _is_grouped(module: nn.Module) -> bool:
+    """Whether a module only passes channels on, each group of them by itself."""
+    return isinstance(module, CONVS) and module.groups > 1
+
+
+def _enclosing(layers: list[Layer], group: int | None, tensors: list[str]) -> int | None:
+    """The removable layer that makes the group, or else holds all of these tensors, if there is one."""
     for index, layer in enumerate(layers):
-        if all(tensor.startswith(layer.path + ".") for tensor in tensors):
+        if all(map(layer.holds, tensors)) or (layer.bypass is not None and layer.bypass[1] == group):
             return index
     return None
 
@@ -355,69 +385,13 @@ def _makers_of_output(model: nn.Module, example: Tensor) -> list[str]:
     return [name for name, tensor in outputs.items() if tensor.data_ptr() in last]
 
 
-def _removable_layers(model: nn.Module, example: Tensor) -> list[Layer]:
-    """The outermost modules that return their input once the end of their branch is zero."""
-    inputs: dict[str, Tensor] = {}
-    calls: dict[str, int] = defaultdict(int)
-    order: list[str] = []
-    hooks = []
-
-    def before(name: str, arguments: tuple[Any, ...]) -> None:
-        if len(arguments) == 1 and isinstance(arguments[0], Tensor):
-            inputs[name] = arguments[0].clone()  # the block may change its input in place
-
-    def after(name: str, output: Any) -> None:
-        calls[name] += 1
-        order.append(name)
-        if name in inputs and not (isinstance(output, Tensor) and output.shape == inputs[name].shape):
-            del inputs[name]
-
-    for name, module in model.named_modules():
-        hooks.append(module.register_forward_hook(lambda _, __, output, name=name: after(name, output)))
-        if name and any(True for _ in module.children()):
-            hooks.append(module.register_forward_pre_hook(lambda _, arguments, name=name: before(name, arguments)))
-    with torch.no_grad():
-        model(example)
-    for hook in hooks:
-        hook.remove()
-
-    layers: list[Layer] = []
-    for path, module in model.named_modules():
-        nested = any(path.startswith(layer.path + ".") for layer in layers)
-        if path in inputs and calls[path] == 1 and not nested:
-            terminal = _branch_end(path, module, inputs[path], order)
-            if terminal:
-                layers.append(Layer(path, terminal))
-    return layers
-
-
-def _branch_end(path: str, block: nn.Module, given: Tensor, order: list[str]) -> tuple[str, ...]:
-    """Weight and bias of the norm, convolution or linear that ends a block's branch: the block is the identity if they
-    are zero. Looked for from the end, past what follows the branch's last norm (squeeze and excitation)."""
-    candidates = []
-    for name in reversed([name for name in order if name.startswith(path + ".")]):
-        module = block.get_submodule(name[len(path) + 1 :])
-        if isinstance(module, (CONVS, nn.Linear, *NORMS)) and module.weight is not None:
-            candidates.append(name)
-    for name in candidates[:5]:
-        module = block.get_submodule(name[len(path) + 1 :])
-        keys = [key for key, _ in module.named_parameters(recurse=False)]
-        zeros = {f"{name}.{key}"[len(path) + 1 :]: torch.zeros_like(module.get_parameter(key)) for key in keys}
-        with torch.no_grad():
-            if torch.equal(functional_call(block, zeros, (given,)), given):
-                return tuple(f"{name}.{key}" for key in keys)
-    return ()
-
-
-def _weight_costs(model: nn.Module, example: Tensor, layers: list[Layer]) -> list[WeightCost]:
+def _rates(model: nn.Module, example: Tensor) -> dict[str, float]:
     """MACs per pair of output and input entry of every weight that multiplies, from the one counter."""
-    costs = []
+    rates: dict[str, float] = {}
     modules = dict(model.named_modules())
     for name, macs in macs_by_module(model, example).items():
         module = modules.get(name)
         if isinstance(module, (CONVS, nn.Linear, RECURRENT)):
-            weights = [(key, weight.shape[:2].numel()) for key, weight in module.named_parameters() if weight.ndim > 1]
-            rate = macs / sum(pairs for _, pairs in weights)
-            for key, _ in weights:
-                costs.append(WeightCost(rate, f"{name}.{key}", _enclosing(layers, [f"{name}.{key}"])))
-    return costs
+            weights = {key: weight.shape[:2].numel() for key, weight in module.named_parameters() if weight.ndim > 1}
+            rates |= {f"{name}.{key}": macs / sum(weights.values()) for key in weights}
+    return rates

@@ -25,17 +25,18 @@ def masked(space: Space, model: nn.Module, present: Tensor, example: Tensor) -> 
     Normalisations across channels (layer norm, group norm with one group) take their statistics over the channels
     that are present; absent layers return their input.
     """
+    kept = space.resolved(present)
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         tensor: Tensor = parameter
         for dim in range(tensor.ndim):
             owner = space.owners.get((name, dim))
             if owner is not None:
-                there = (owner < 0) | present[owner.clamp(min=0)]
+                there = (owner < 0) | kept[owner.clamp(min=0)]
                 shape = [-1 if axis == dim else 1 for axis in range(tensor.ndim)]
                 tensor = tensor * there.to(tensor).view(shape)
         tensors[name] = tensor
-    with _absent_layers(space, model, present), _norms_over_present(space, model, present):
+    with _absent_layers(space, model, present), _norms_over_present(space, model, kept):
         return functional_call(model, tensors, (example,))
 
 
@@ -54,8 +55,9 @@ def _absent_layers(space: Space, model: nn.Module, present: Tensor) -> Iterator[
     hooks = []
     for index, layer in enumerate(space.layers):
         if not space.layer_present(present, index):
-            block = model.get_submodule(layer.path)
-            hooks += [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
+            for path in layer.paths:
+                module = model.get_submodule(path)
+                hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:
         yield
     finally:
@@ -97,18 +99,31 @@ def _over(kept: Tensor, module: nn.Module, arguments: tuple[Tensor], output: Ten
 
 
 def unfaithful(space: Space, model: nn.Module, example: Tensor) -> dict[str, str]:
-    """The channel groups whose removal changes more than it should, each with what went wrong.
+    """The channel groups and plain layers whose removal changes more than it should, each with what went wrong.
 
-    Compares extraction with the definition for a random half of all filters; only where that fails, group by group.
+    Compares extraction with the definition for a random half of all filters, with and without the plain layers (what
+    residual blocks leave is the identity by their definition); only where that fails, one by one.
     """
     generator = torch.Generator().manual_seed(0)
-    if _failure(space, model, example, _halved(space, space.groups, generator)) is None:
+    plain = [space.filters + index for index, layer in enumerate(space.layers) if layer.bypass]
+    thinned = _halved(space, space.groups, generator)
+    shallow = thinned.clone()
+    shallow[plain] = False
+    if all(
+        _failure(space, model, example, present) is None for present in ([thinned, shallow] if plain else [thinned])
+    ):
         return {}
     reasons = {}
     for group in space.groups:
         failure = _failure(space, model, example, _halved(space, [group], generator))
         if failure is not None:
             reasons[group.name] = failure
+    for number in plain:
+        present = space.full()
+        present[number] = False
+        failure = _failure(space, model, example, present)
+        if failure is not None:
+            reasons[space.layers[number - space.filters].name] = failure
     return reasons or {group.name: "its filters leave only together with other groups'" for group in space.groups}
 
 

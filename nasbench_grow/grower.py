@@ -25,7 +25,7 @@ from nasbench_grow.errors import UserError
 from nasbench_grow.gating import GatedNetwork
 from nasbench_grow.masks import Masks, PaperMasks, PricedMasks
 from nasbench_grow.presets import Preset, as_preset
-from nasbench_grow.space import Space
+from nasbench_grow.space import Space, Structures
 from nasbench_grow.subnetwork import absorb, carry_optimizer, carry_state, extract, silence
 
 
@@ -71,7 +71,7 @@ class Grower:
         self.preset = as_preset(preset)
         self.space = discover(model, example)
         self.dense_macs = self.space.macs(self.space.full())
-        _check_budget(budget, self.space)
+        _check_budget(budget, self.space, self.preset.structures)
         periods = epochs if self.preset.periods is None else min(self.preset.periods, self.total_steps)
         self.period = -(-self.total_steps // periods)
         kind = PaperMasks if self.preset.masks == "paper" else PricedMasks
@@ -173,11 +173,13 @@ class Grower:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def _check_budget(budget: float, space: Space) -> None:
+def _check_budget(budget: float, space: Space, structures: Structures) -> None:
     """A budget must be a share of the dense cost that is above what the seed costs."""
     if not space.groups:
         raise UserError("nothing in this model can be grown: no channel group was found; use another backbone")
-    seed_cost = space.macs(space.seed()) / space.macs(space.full())
+    if structures == "layers" and not space.layers:
+        raise UserError("structures 'layers' finds no removable layer in this model; grow 'both' or 'filters'")
+    seed_cost = space.macs(space.seed(structures)) / space.macs(space.full())
     if not 0 < budget <= 1:
         raise UserError(f"budget {budget} is outside (0, 1]; give the share of the dense MACs to keep, e.g. 0.5")
     if budget < seed_cost:

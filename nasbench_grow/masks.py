@@ -37,10 +37,18 @@ class Masks(ABC):
         self.space, self.preset, self.budget = space, preset, budget
         self.granularity, self.periods = granularity, periods
         self.generator = torch.Generator().manual_seed(seed)
-        self.present = space.seed()
+        self.present = space.seed(preset.structures)
+        self.always = self._always()
         self.logits = torch.zeros(len(space))
         self.dense_macs = space.macs(space.full())
-        self.seed_macs = space.macs(space.seed())
+        self.seed_macs = space.macs(self.present)
+
+    def _always(self) -> Tensor:
+        """The structures that are not grown, but there from the start: all filters, or all layers, or none."""
+        always = torch.zeros(len(self.space), dtype=torch.bool)
+        always[: self.space.filters] = self.preset.structures == "layers"
+        always[self.space.filters :] = self.preset.structures == "filters"
+        return always
 
     @property
     def cost(self) -> float:
@@ -113,7 +121,7 @@ class PaperMasks(Masks):
         return self.preset.price_base * (self.cost - self.budget)
 
     def gates(self) -> Tensor:
-        return torch.sigmoid(self.temperatures * self.logits)
+        return torch.where(self.always, 1.0, torch.sigmoid(self.temperatures * self.logits))
 
     def penalty(self) -> Tensor:
         return self.price * (self.costs * self.gates()).sum()
@@ -135,7 +143,7 @@ class PaperMasks(Masks):
 
     def _alive(self, present: Tensor) -> Tensor:
         """Keeps the filter with the highest logit in a group that would be empty: a network needs every layer."""
-        present = present.clone()
+        present = present | self.always
         for group in self.space.groups:
             if not present[group.structures].any():
                 present[group.start + int(self.logits.detach()[group.structures].argmax())] = True
@@ -202,8 +210,10 @@ class PricedMasks(Masks):
         narrow and cheap, so that none has less time to learn than it must."""
         layers = slice(self.space.filters, len(self.space))
         self.logits[layers] = self.preset.layer_logit
+        self.logits[self.always] = torch.inf
         planned = select(self.space, self.logits + self.noise, self.budget * self.dense_macs, self.granularity)
         self.logits[layers] = torch.where(planned[layers], torch.inf, -torch.inf)
+        self.logits[self.always] = torch.inf
 
     def gates(self) -> Tensor:
         return self._ones
@@ -219,7 +229,8 @@ class PricedMasks(Masks):
     def resample(self, progress: float) -> Tensor:
         if progress > self.preset.settle and self.full_grown:
             return self.present
-        self._appraise()
+        if self.preset.structures != "layers":
+            self._appraise()
         target = self.target(progress)
         reachable = min(target, self.cost + LARGEST_STEP)
         self.present = select(self.space, self.logits + self.noise, reachable * self.dense_macs, self.granularity)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nasbench_grow.errors import UserError, unknown
+from nasbench_grow.space import Structures
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,8 @@ class Preset:
     masks: Literal["paper", "priced"]
     periods: int | None
     """How often the network is restructured in a run (T); None: once an epoch (the paper)."""
+    structures: Structures = "both"
+    """What is grown: filters and layers, or one of them inside a network that has all of the other."""
     growth: float = 1.0
     """Share of the run after which the schedule reaches the budget."""
     settle: float = 1.0

@@ -14,9 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Structures = Literal["both", "filters", "layers"]
+"""What is grown."""
 
 Axis = tuple[str, int]
 """A dimension of a tensor: its name in ``model.state_dict()`` and the dimension's number."""
@@ -44,12 +48,26 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class Layer:
-    """A residual block whose removal leaves the identity: ``y = x + m * g(x)``."""
+    """A part of the model whose removal leaves the identity: a residual block, ``y = x + m * g(x)``, or a plain layer,
+    ``y = m * g(x) + (1 - m) * x``."""
 
-    path: str
-    """Name of the block in the model."""
+    paths: tuple[str, ...]
+    """Names of its modules: of a block one, of a plain layer the convolution and what follows it."""
     terminal: tuple[str, ...]
-    """The tensors (weight and bias of the branch's last norm or convolution) that its gate scales."""
+    """The tensors (weight and bias of a branch's last norm or convolution) that its gate scales; a plain layer is
+    there or not, its gate scales nothing."""
+    bypass: tuple[int, int] | None = None
+    """Of a plain layer: the group of the channels that it takes in and of those that it gives out. Without the layer
+    the latter are the former."""
+
+    @property
+    def name(self) -> str:
+        """What the layer is called: the block's path, or ``layer`` and the convolution's."""
+        return self.paths[0] if self.bypass is None else f"layer {self.paths[0]}"
+
+    def holds(self, name: str) -> bool:
+        """Whether a module or tensor of that name is part of the layer."""
+        return any(name == path or name.startswith(path + ".") for path in self.paths)
 
 
 @dataclass(frozen=True)
@@ -101,31 +119,59 @@ class Space:
     def layer_of(self, tensor: str) -> int | None:
         """Index of the removable layer that a tensor lies in, if any."""
         for index, layer in enumerate(self.layers):
-            if tensor.startswith(layer.path + "."):
+            if layer.holds(tensor):
                 return index
         return None
 
     def stages(self) -> list[Tensor]:
-        """Numbers of the removable layers, those together that add to the same filters: the blocks of a stage."""
-        stages: dict[int, list[int]] = {}
+        """Numbers of the removable layers, those together that add to the same filters (the blocks of a stage), or
+        that follow each other (plain layers of one width)."""
+        stages: dict[str, list[int]] = {}
+        first: dict[int, int] = {}
         for index, layer in enumerate(self.layers):
-            owner = self.owners.get((layer.terminal[0], 0), torch.tensor([-1]))
-            stages.setdefault(int(owner[0]), []).append(self.filters + index)
+            if layer.bypass is None:
+                owner = self.owners.get((layer.terminal[0], 0), torch.tensor([-1]))
+                stage = f"adds to {int(owner[0])}"
+            else:
+                given, got = layer.bypass
+                first[got] = first.get(given, given)
+                stage = f"follows {first[got]}"
+            stages.setdefault(stage, []).append(self.filters + index)
         return [torch.tensor(numbers) for numbers in stages.values()]
 
     def full(self) -> Tensor:
         """The dense network: every structure present. Shape (structures,), bool."""
         return torch.ones(len(self), dtype=torch.bool)
 
-    def seed(self) -> Tensor:
-        """The seed architecture: one filter in every group, no removable layer (section 3.2)."""
+    def seed(self, structures: Structures = "both") -> Tensor:
+        """The seed architecture: one filter in every group, no removable layer (section 3.2).
+
+        Where only filters or only layers are to be grown, the others are all there.
+        """
         present = torch.zeros(len(self), dtype=torch.bool)
         present[[group.start for group in self.groups]] = True
+        present[: self.filters] |= structures == "layers"
+        present[self.filters :] = structures == "filters"
         return present
 
     def layer_present(self, present: Tensor, layer: int | None) -> bool:
         """Whether a layer (None: the fixed part of the network) is there."""
         return layer is None or bool(present[self.filters + layer])
+
+    def resolved(self, present: Tensor) -> Tensor:
+        """``present`` with the channels that plain layers pass on where they are absent in place of their own."""
+        if not self._bypasses:
+            return present
+        result = present.clone()
+        for index, given, got in self._bypasses:
+            if not present[index]:
+                result[self.groups[got].structures] = result[self.groups[given].structures]
+        return result
+
+    @cached_property
+    def _bypasses(self) -> list[tuple[int, int, int]]:
+        """Number of each plain layer and its two groups, in forward order."""
+        return [(self.filters + index, *layer.bypass) for index, layer in enumerate(self.layers) if layer.bypass]
 
     def effective(self, present: Tensor) -> Tensor:
         """``present`` without the filters whose layer is absent: what physically exists."""
@@ -145,7 +191,7 @@ class Space:
         owner = self.owners.get(axis)
         if owner is None:
             return None
-        return torch.nonzero((owner < 0) | present[owner.clamp(min=0)]).flatten()
+        return torch.nonzero((owner < 0) | self.resolved(present)[owner.clamp(min=0)]).flatten()
 
     def sizes(self, present: Tensor) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Name and shape of every tensor of the sub-network (section 3.2: what is absent does not exist)."""
@@ -164,6 +210,10 @@ class Space:
 
     def _macs_of(self, counts: list[float], layers: list[bool]) -> int:
         """MACs from the number of filters in each group and the presence of each layer."""
+        counts = list(counts)
+        for index, given, got in self._bypasses:
+            if not layers[index - self.filters]:
+                counts[got] = counts[given]
         total = self.constant_macs
         for cost, outputs, inputs in self._linear_sizes:
             if cost.layer is None or layers[cost.layer]:

@@ -66,7 +66,7 @@ class GrowableSpace(ModelSpace):
 
     def check_contains(self, sample: Sample) -> SampleValidationError | None:
         """What is wrong with a sample, if anything."""
-        labels = [*(group.name for group in self.structures.groups), *(layer.path for layer in self.structures.layers)]
+        labels = [*(group.name for group in self.structures.groups), *(layer.name for layer in self.structures.layers)]
         if set(sample) != set(labels):
             odd = ", ".join(sorted(set(sample) ^ set(labels)))
             return SampleValidationError(f"a sample names every channel group and removable layer; check {odd}")
@@ -83,7 +83,7 @@ class GrowableSpace(ModelSpace):
             group.name: torch.nonzero(present[group.structures]).flatten().tolist() for group in self.structures.groups
         }
         for index, layer in enumerate(self.structures.layers):
-            sample[layer.path] = self.structures.layer_present(present, index)
+            sample[layer.name] = self.structures.layer_present(present, index)
         return sample
 
     def keep(self, sample: Sample, network: nn.Module) -> None:
@@ -100,7 +100,7 @@ class GrowableSpace(ModelSpace):
         for group in self.structures.groups:
             present[group.start + torch.tensor(sample[group.name])] = True
         for index, layer in enumerate(self.structures.layers):
-            present[self.structures.filters + index] = sample[layer.path]
+            present[self.structures.filters + index] = sample[layer.name]
         return extract(self.structures, self.dense, present)
 
 

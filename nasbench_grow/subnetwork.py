@@ -31,7 +31,8 @@ def extract(space: Space, bank: nn.Module, present: Tensor) -> nn.Module:
     network = copy.deepcopy(bank, dict(shared))  # copies the modules but, by the memo, none of the tensors
     for index, layer in enumerate(space.layers):
         if not space.layer_present(present, index):
-            network.set_submodule(layer.path, nn.Identity())
+            for path in layer.paths:
+                network.set_submodule(path, nn.Identity())
     for prefix, module in network.named_modules():
         for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is None:

@@ -1,0 +1,212 @@
+"""Depth: which plain layers can leave, what the network computes without them, and growing only filters or layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_networks import EXAMPLE, Residual, digit_batches, seeded, sgd
+from torch import Tensor, nn
+
+import nasbench_grow
+from nasbench_grow import count_macs, discover, extract
+from nasbench_grow.backbones import create
+from nasbench_grow.backbones.cifar_resnet import CifarResNet
+from nasbench_grow.errors import UserError
+from nasbench_grow.exactness import masked
+from nasbench_grow.grower import Grower
+from nasbench_grow.presets import PRESETS, Preset
+
+WIDTH = 8
+
+
+def conv_bn_relu(given: int, channels: int, **options: int) -> nn.Sequential:
+    conv = nn.Conv2d(given, channels, 3, padding=1, bias=False, **options)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())
+
+
+class Stack(nn.Module):
+    """Convolutions one after another: (B, 1, 8, 8) to (B, 10)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn_relu(1, WIDTH)
+        self.same1 = conv_bn_relu(WIDTH, WIDTH)
+        self.same2 = conv_bn_relu(WIDTH, WIDTH)
+        self.strided = conv_bn_relu(WIDTH, WIDTH, stride=2)
+        self.wider = conv_bn_relu(WIDTH, 2 * WIDTH)
+        self.depthwise = conv_bn_relu(2 * WIDTH, 2 * WIDTH, groups=2 * WIDTH)
+        self.last = conv_bn_relu(2 * WIDTH, 2 * WIDTH)
+        self.fc = nn.Linear(2 * WIDTH, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.strided(self.same2(self.same1(self.stem(x))))
+        return self.fc(self.last(self.depthwise(self.wider(x))).mean((2, 3)))
+
+
+class Functional(nn.Module):
+    """A plain layer whose activation is no module, after two convolutions that are added up, and one that feeds two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, WIDTH, 1), nn.Conv2d(1, WIDTH, 1)
+        self.plain = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+        self.adds, self.too = nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.Conv2d(WIDTH, WIDTH, 1)
+        self.fc = nn.Linear(WIDTH, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x) + self.two(x)
+        x = F.silu(self.plain(x))
+        return self.fc((self.adds(x) + self.too(x)).mean((2, 3)))
+
+
+def spread(model: nn.Module) -> nn.Module:
+    """The model in double precision with affine parameters away from 0 and 1."""
+    for parameter in model.double().parameters():
+        if parameter.ndim == 1:
+            parameter.data = 0.5 + torch.rand_like(parameter)
+    return model.eval()
+
+
+def test_plain_layers_are_convolutions_that_keep_the_shape():
+    space = discover(seeded(Stack), EXAMPLE)
+    assert [layer.paths for layer in space.layers] == [
+        ("same1.0", "same1.1", "same1.2"),
+        ("same2.0", "same2.1", "same2.2"),
+        ("last.0", "last.1", "last.2"),
+    ]
+    assert [len(stage) for stage in space.stages()] == [2, 1]
+
+
+def test_a_layer_that_does_not_make_its_channels_alone_stays():
+    space = discover(seeded(Functional), EXAMPLE)
+    assert [layer.paths for layer in space.layers] == [("plain",)]
+
+
+def test_an_absent_plain_layer_passes_its_input_on():
+    model = seeded(Stack)
+    space = discover(model, EXAMPLE)
+    spread(model)
+    present = space.full()
+    present[space.filters :] = False
+    inputs = torch.randn(2, 1, 8, 8, dtype=torch.double)
+    wanted = model.fc(model.depthwise(model.wider(model.strided(model.stem(inputs)))).mean((2, 3)))
+    assert torch.allclose(extract(space, model, present)(inputs), wanted)
+
+
+@pytest.mark.parametrize("make", [Stack, Functional, lambda: create("cifar_vgg16_bn", 10, 1)])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_networks_without_some_layers_and_filters_are_exact(make, share):
+    model = seeded(make)
+    space = discover(model, EXAMPLE)
+    spread(model)
+    inputs = torch.randn(2, 1, 8, 8, dtype=torch.double)
+    for seed in range(4):
+        present = torch.rand(len(space), generator=torch.Generator().manual_seed(seed)) < share
+        present |= space.seed()
+        small = extract(space, model, present)
+        with torch.no_grad():
+            assert torch.allclose(small(inputs), masked(space, model, present, inputs), rtol=1e-9, atol=1e-12)
+        assert space.macs(present) == count_macs(small.float(), EXAMPLE)
+        assert {name: tuple(tensor.shape) for name, tensor in small.state_dict().items()} == dict(space.sizes(present))
+
+
+def test_one_more_filter_or_layer_costs_what_it_is_said_to():
+    space = discover(seeded(Stack), EXAMPLE)
+    present = space.seed()
+    for index in (0, 2):
+        present[space.filters + index] = True
+    costs = space.marginal_macs(present)
+    for group in space.groups:
+        if space.layer_present(present, group.layer):
+            more = present.clone()
+            more[group.start + 1] = True
+            assert space.macs(more) - space.macs(present) == costs[group.start]
+    more = present.clone()
+    more[space.filters + 1] = True
+    assert space.macs(more) - space.macs(present) == costs[space.filters + 1]
+
+
+def test_a_network_without_some_plain_layers_is_saved_and_loaded(tmp_path):
+    model = create("cifar_vgg16_bn", 10, 1)
+    space = discover(model, EXAMPLE)
+    present = space.seed()
+    present[space.filters + 1] = True
+    small = extract(space, model, present).eval()
+    path = nasbench_grow.save(small, nasbench_grow.describe(small, model), tmp_path / "small.safetensors")
+    inputs = torch.randn(2, 1, 8, 8)
+    assert torch.equal(nasbench_grow.load(path)(inputs), small(inputs))
+
+
+# --- growing ---
+
+
+def grown(model: nn.Module, budget: float, epochs: int = 6, **changes: object) -> tuple[Grower, list[tuple[int, int]]]:
+    """A finished run, and the numbers of filters and layers that there were after every step."""
+    run = Grower(
+        model,
+        EXAMPLE,
+        budget=budget,
+        epochs=epochs,
+        steps_per_epoch=20,
+        loss=F.cross_entropy,
+        optimizer=sgd,
+        preset=Preset(**{**vars(PRESETS["default"]), **changes}),
+    )
+    sizes = []
+    for epoch in range(epochs):
+        for batch in digit_batches(epoch, steps=20, batch_size=4):
+            run.train([batch])
+            now = run.space.effective(run.masks.present)
+            sizes.append((int(now[: run.space.filters].sum()), int(now[run.space.filters :].sum())))
+    return run, sizes
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 5])
+def test_depth_and_width_grow_from_one_block_a_stage_and_one_filter_a_layer(blocks):
+    model = seeded(lambda: CifarResNet(blocks, 10, 1))
+    run, sizes = grown(model, budget=0.5)
+    assert len(run.space.layers) == 3 * blocks - 2
+    filters, layers = run.space.seed()[: run.space.filters], run.space.seed()[run.space.filters :]
+    assert not layers.any() and filters.sum() == len(run.space.groups)
+    assert abs(count_macs(run.finish(), EXAMPLE) / run.dense_macs - 0.5) <= 0.02
+    assert sizes[-1][0] > sizes[0][0] and sizes[-1][1] >= sizes[0][1]
+
+
+def test_a_plain_network_grows_in_depth_too():
+    run, sizes = grown(seeded(lambda: create("cifar_vgg16_bn", 10, 1)), budget=0.5, epochs=3)
+    assert len(run.space.layers) == 9
+    assert 0 < sizes[-1][1] < 9
+    assert abs(count_macs(run.finish(), EXAMPLE) / run.dense_macs - 0.5) <= 0.02
+
+
+@pytest.mark.parametrize("masks", ["default", "paper"])
+def test_only_filters_grow_where_only_filters_are_asked_for(masks):
+    run, sizes = grown(seeded(Residual), 0.5, **{**vars(PRESETS[masks]), "structures": "filters"})
+    assert {layers for _, layers in sizes} == {3}
+    assert sizes[0][0] < sizes[-1][0]
+    assert all(not isinstance(block, nn.Identity) for block in run.finish().blocks)
+
+
+@pytest.mark.parametrize("masks", ["default", "paper"])
+def test_only_layers_grow_where_only_layers_are_asked_for(masks):
+    settings = {**vars(PRESETS[masks]), "structures": "layers", "logit_start": 0.5}
+    run, sizes = grown(seeded(lambda: CifarResNet(3, 10, 1)), 0.75, **settings)
+    small = run.finish()
+    wide = {name: conv.out_channels for name, conv in run.bank.named_modules() if isinstance(conv, nn.Conv2d)}
+    kept = {name: conv.out_channels for name, conv in small.named_modules() if isinstance(conv, nn.Conv2d)}
+    assert kept.items() < wide.items()
+    if masks == "default":
+        assert sizes[0][1] < sizes[-1][1] == 4
+        assert 0.6 * run.dense_macs < count_macs(small, EXAMPLE) <= 0.75 * run.dense_macs
+
+
+def test_a_budget_that_the_frozen_structures_exceed_is_refused():
+    with pytest.raises(UserError, match=r"budget 0\.01 is below the seed network's own cost"):
+        grown(seeded(Residual), 0.01, structures="layers")
+
+
+def test_layers_alone_cannot_grow_where_there_are_none():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 10))
+    with pytest.raises(UserError, match="structures 'layers' finds no removable layer"):
+        grown(model, 0.5, structures="layers")
