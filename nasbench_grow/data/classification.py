@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasbench_grow.contract import Split, Splits, Task
+from nasbench_grow.data.evaluating import evaluating
 from nasbench_grow.data.images import Augmentation, ImageSplit, ImageTrainSplit, Normalisation
 from nasbench_grow.data.raw import RawImages
 from nasbench_grow.data.splits import balanced_subset, hold_out
@@ -28,14 +29,8 @@ class Classification(Task):
 
     def evaluate(self, network: nn.Module, split: Split, batch_size: int = 512) -> float:
         """Share of the split's images whose largest logit is that of their class."""
-        modes = [(module, module.training) for module in network.modules()]
-        network.eval()
-        try:
-            with torch.inference_mode():
-                hits = [(network(images).argmax(1) == labels).sum() for images, labels in split.batches(batch_size)]
-        finally:
-            for module, training in modes:
-                module.training = training
+        with evaluating(network):
+            hits = [(network(images).argmax(1) == labels).sum() for images, labels in split.batches(batch_size)]
         return int(torch.stack(hits).sum()) / len(split)
 
 

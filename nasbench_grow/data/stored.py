@@ -42,14 +42,9 @@ class StoredImages(ImageClassification):
     def _find(self) -> tuple[Path, RawImages]:
         """Where the data set lies, and its checked contents."""
         folder = cache.data_folder()
-        if (folder / self.layout).is_dir():
-            path = folder / self.layout
-            images = self.read_layout(folder)
-        else:
-            path = folder / f"{self.name}.safetensors"
-            if not path.exists():
-                cache.fetch_once(path, self.contents_sha256, self.sources(), self.by_hand)
-            images = cache.load(path)
-        if self.contents_sha256 is not None and images.sha256() != self.contents_sha256:
-            raise cache.damaged(f"{path} does not hold {self.name}: wrong checksum", path)
+        path = folder / self.layout
+        if not path.is_dir():
+            return cache.kept(self.name, self.contents_sha256, self.sources(), self.by_hand)
+        images = self.read_layout(folder)
+        cache.check(path, images, self.name, self.contents_sha256)
         return path, images
