@@ -10,7 +10,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RawImages:
-    """A data set in memory: images uint8 (n, channels, height, width), labels uint8 (n,)."""
+    """A data set in memory: images uint8 (n, channels, height, width), labels uint8 (n,), or (n, height, width) where
+    every pixel has one."""
 
     train_images: Tensor
     train_labels: Tensor
