@@ -7,7 +7,13 @@
 import timm
 from torch import nn
 
-from nasbench_grow.backbones import cifar_mobilenet, cifar_resnet, cifar_vgg, cifar_wrn  # noqa: F401  (importing registers)
+from nasbench_grow.backbones import (  # noqa: F401  (importing registers)
+    cifar_mobilenet,
+    cifar_resnet,
+    cifar_vgg,
+    cifar_wrn,
+    deeplab,
+)
 from nasbench_grow.backbones.registering import SUMMARIES
 from nasbench_grow.errors import UserError, unknown
 
@@ -17,7 +23,7 @@ __all__ = ["SUMMARIES", "create"]
 def create(name: str, num_classes: int, in_chans: int) -> nn.Module:
     """A fresh network with random weights: one of ours, or any model that timm knows by ``name``.
 
-    It maps (B, in_chans, H, W) to (B, num_classes) logits.
+    It maps (B, in_chans, H, W) to (B, num_classes) logits; for segmentation, to (B, num_classes, H, W).
 
     Raises:
         UserError: timm has no such model; the line names the nearest one.
