@@ -493,7 +493,7 @@ def test_everything_but_the_classifier_grows_and_sub_networks_are_exact(build: C
     randomise(network)
     settle(network, example)
     space = discover(network, example[:1])
-    assert set(space.fixed) == {"classifier"}
+    assert space.fixed == {"classifier": "its channels are the model's output"}
     grown = {name for name, dim in space.owners if dim == 0 and name.endswith(".weight")}
     weights = {name for name, parameter in network.named_parameters() if parameter.ndim > 1}
     assert weights - grown == {"classifier.weight"}

@@ -51,6 +51,20 @@ class SpatialPyramid(nn.Module):
         return self.project(torch.cat([branch(x) for branch in self.branches], dim=1))
 
 
+class PixelClassifier(nn.Conv2d):
+    """A 1 x 1 convolution whose output is enlarged: (B, C_in, h, w) to (B, classes, *size).
+
+    Both in one module, so that its output is the network's: these are the channels that cannot be removed.
+    """
+
+    def __init__(self, in_channels: int, classes: int) -> None:
+        super().__init__(in_channels, classes, 1)
+
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:  # type: ignore[override]
+        """Logits of height and width ``size``."""
+        return _resize(super().forward(x), size)
+
+
 class DeepLabV3Plus(nn.Module):
     """Input (B, in_chans, H, W) of any size, output (B, num_classes, H, W) logits.
 
@@ -78,7 +92,7 @@ class DeepLabV3Plus(nn.Module):
         self.pyramid = SpatialPyramid(high, width, rates)
         self.project = _conv_bn_relu(low, low_width, 1)
         self.refine = nn.Sequential(_conv_bn_relu(width + low_width, width, 3), _conv_bn_relu(width, width, 3))
-        self.classifier = nn.Conv2d(width, num_classes, 1)
+        self.classifier = PixelClassifier(width, num_classes)
         for part in (self.pyramid, self.project, self.refine):
             initialise(part)
 
@@ -87,7 +101,7 @@ class DeepLabV3Plus(nn.Module):
         low, high = self.encoder(x)
         low = self.project(low)
         high = _resize(self.pyramid(high), low.shape[2:])
-        return _resize(self.classifier(self.refine(torch.cat([high, low], dim=1))), x.shape[2:])
+        return self.classifier(self.refine(torch.cat([high, low], dim=1)), x.shape[2:])
 
 
 def _conv_bn_relu(in_channels: int, channels: int, kernel: int, rate: int = 1) -> nn.Sequential:
