@@ -157,8 +157,10 @@ def _origin(full: nn.Module) -> dict[str, Any]:
     config: Any = getattr(full, "pretrained_cfg", None) or {}
     name = config.get("architecture")
     first = next((tensor for tensor in full.parameters() if tensor.ndim == 4), None)
-    if name is not None and first is not None:
-        options = {"num_classes": getattr(full, "num_classes", None), "in_chans": first.shape[1]}
+    if name is not None:
+        options = {"num_classes": getattr(full, "num_classes", None)}
+        if first is not None:  # a network of words has no input channels
+            options["in_chans"] = first.shape[1]
         with torch.device("meta"):
             if _shapes(_create(name, options)) == _shapes(full):
                 return {"backbone": name, "options": options}

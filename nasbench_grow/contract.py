@@ -117,7 +117,7 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, network: nn.Module, split: Split, batch_size: int = 512) -> float:
-        """The metric of ``network`` (put in eval mode, restored after) over a whole split, as a fraction."""
+        """The metric of ``network`` (put in eval mode, restored after) over a whole split; a share as a fraction."""
 
     def fetch(self) -> Path | None:
         """Finds or downloads the data; returns where they lie, None if the task makes them itself."""

@@ -21,13 +21,16 @@ from torch.func import functional_call
 
 from nasbench_grow.cost import count_macs, macs_by_module
 from nasbench_grow.errors import UserError
+from nasbench_grow.recurrent import RECURRENT, input_axes, original_name, outputs, state_axes, unit_axes, with_stand_ins
 from nasbench_grow.space import Axis, ChannelGroup, Layer, Space, WeightCost
 
 CONVS = nn.modules.conv._ConvNd
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
-SLICEABLE = (*NORMS, CONVS, nn.Linear, nn.PReLU)
-INPUTS = -1
-"""Dimension number of a grouped convolution's inputs: they are coupled, but no dimension of the weight holds them."""
+MAKERS = (CONVS, nn.Linear, nn.Embedding, RECURRENT)
+"""Modules that create channels."""
+SLICEABLE = (*NORMS, *MAKERS, nn.PReLU)
+NO_DIMENSION = -1
+"""Number of a dimension that no tensor has: the inputs of a grouped convolution, the outputs of a recurrent layer."""
 
 
 def discover(model: nn.Module, example: Tensor) -> Space:
@@ -104,64 +107,70 @@ class _Couplings:
         self.roots: dict[str, np.ndarray] = {}
         self.order = {name: position for position, name in enumerate(self.modules)}
         self.fixed: dict[str, str] = {}
+        self.consumers: dict[Axis, None] = {}
 
     def trace(self, example: Tensor) -> None:
         """Reads every dependency group of the model."""
         import torch_pruning
 
         graph = torch_pruning.DependencyGraph()
+        traced = with_stand_ins(self.model)
         try:
             with torch.enable_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                graph.build_dependency(self.model, example_inputs=example, verbose=False)
+                graph.build_dependency(traced, example_inputs=example, verbose=False)
         except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"cannot trace {type(self.model).__name__} with an input of shape {tuple(example.shape)}: {reason}; "
                 "give a model and an example input that run together"
             ) from error
-        names = {id(module): name for name, module in self.modules.items()}
-        names |= {id(parameter): name for name, parameter in self.model.named_parameters()}
+        names = {id(module): original_name(name) for name, module in traced.named_modules()}
+        names |= {id(parameter): name for name, parameter in traced.named_parameters()}
         for name in _makers_of_output(self.model, example):
             self.fixed[name] = "its channels are the model's output"
         for name, module in self.modules.items():
             self._tie(name, module)
-        for group in graph.get_all_groups(root_module_types=[CONVS, nn.Linear]):
-            root = group[0].dep.target.module
-            root_ids = self._root(names[id(root)], root)
+        for group in graph.get_all_groups(root_module_types=[CONVS, nn.Linear, nn.Embedding]):
+            root = names[id(group[0].dep.target.module)]
+            root_ids = self._root(root)
             for item in group:
-                module, handler = item.dep.target.module, item.dep.handler
-                if id(module) not in names:
+                target, handler = item.dep.target.module, item.dep.handler
+                if id(target) not in names:
                     continue
-                name = names[id(module)]
-                if isinstance(module, nn.Parameter):
+                name = names[id(target)]
+                if isinstance(target, nn.Parameter):
                     axes: Iterable[Axis] = [(name, item.dep.target.pruning_dim)]
-                elif not isinstance(module, SLICEABLE):
-                    if any(True for _ in module.parameters()):
-                        self.fixed[names[id(root)]] = f"{name} is a {type(module).__name__}, which cannot be sliced"
+                elif not isinstance(self.modules[name], SLICEABLE):
+                    if any(True for _ in target.parameters()):
+                        self.fixed[root] = f"{name} is a {type(target).__name__}, which cannot be sliced"
                     continue
                 elif graph.is_out_channel_pruning_fn(handler):
-                    axes = _output_axes(name, module)
-                    if isinstance(module, (CONVS, nn.Linear)):
-                        self._root(name, module)
+                    axes = _output_axes(name, self.modules[name])
+                    if isinstance(self.modules[name], MAKERS):
+                        self._root(name)
                 else:
-                    axes = _input_axes(name, module)
+                    axes = list(_input_axes(name, self.modules[name]))
+                    if isinstance(self.modules[name], MAKERS):
+                        self.consumers |= dict.fromkeys(axes)
                 for axis in axes:
                     if max(item.idxs, default=0) >= self._length(axis):
-                        self.fixed[names[id(root)]] = f"its coupling to {axis[0]} could not be resolved"
+                        self.fixed[root] = f"its coupling to {axis[0]} could not be resolved"
                     else:
                         self._join(self._ids(axis, item.idxs), root_ids[np.asarray(item.root_idxs, dtype=np.int64)])
 
-    def _root(self, name: str, module: nn.Module) -> np.ndarray:
+    def _root(self, name: str) -> np.ndarray:
         """Notes a module as one that creates channels; the numbers of its outputs."""
-        axis = next(iter(_output_axes(name, module)))
+        axis = next(iter(_output_axes(name, self.modules[name])))
         self.roots[name] = self._ids(axis, range(self._length(axis)))
         return self.roots[name]
 
     def _length(self, axis: Axis) -> int:
         name, dim = axis
-        if dim == INPUTS:
+        if dim == NO_DIMENSION:
             module = self.modules[name.rpartition(".")[0]]
+            if isinstance(module, RECURRENT):
+                return outputs(module)
             assert isinstance(module, CONVS)
             return module.in_channels
         return self.shapes[name][dim]
@@ -178,9 +187,13 @@ class _Couplings:
         self.columns.append(other)
 
     def _tie(self, name: str, module: nn.Module) -> None:
-        """Joins the channels of each group of a grouped convolution or a group normalisation."""
+        """Joins the channels of each group of a grouped convolution or a group normalisation, and all that belongs to
+        one unit of a recurrent layer."""
+        if isinstance(module, RECURRENT):
+            self._tie_units(name, module)
+            return
         if isinstance(module, CONVS) and module.groups > 1:
-            axes = [next(iter(_output_axes(name, module))), (f"{name}.weight", INPUTS)]
+            axes = [next(iter(_output_axes(name, module))), (f"{name}.weight", NO_DIMENSION)]
             groups = module.groups
         elif isinstance(module, nn.GroupNorm) and module.affine and module.num_groups > 1:
             axes, groups = [(f"{name}.weight", 0)], module.num_groups
@@ -190,6 +203,20 @@ class _Couplings:
         for axis in axes:
             length = self._length(axis)
             self._join(self._ids(axis, range(length)), np.repeat(leaders, length // groups))
+
+    def _tie_units(self, name: str, layer: nn.RNNBase) -> None:
+        output = self._root(name)
+        if layer.proj_size:
+            self.fixed[name] = "its outputs are projected"
+            return
+        units = output[: layer.hidden_size]
+        self._join(output, np.tile(units, len(output) // len(units)))
+        for axis in unit_axes(name, layer):
+            if axis[0] in self.shapes:
+                entries = self._ids(axis, range(self._length(axis)))
+                self._join(entries, np.resize(units, len(entries)))
+                if axis[1] == 1:
+                    self.consumers[axis] = None
 
     def space(self, layers: list[Layer], weights: list[WeightCost], dense_macs: int, rejected: dict[str, str]) -> Space:
         """The space in which every joined set of entries is one filter, without the rejected groups."""
@@ -241,33 +268,46 @@ class _Couplings:
         owners = {}
         for axis, offset in self.offsets.items():
             owner = structure[labels[offset : offset + self.lengths[axis]]]
-            if axis[1] != INPUTS and (owner >= 0).any():
+            if axis[1] != NO_DIMENSION and (owner >= 0).any():
                 owners[axis] = torch.from_numpy(owner)
-        space = Space(groups, layers, owners, self._gated(owners), fixed, self.shapes, weights)
+        for name, module in self.modules.items():
+            if isinstance(module, RECURRENT) and (units := owners.get((f"{name}.weight_hh_l0", 1))) is not None:
+                owners |= dict.fromkeys(state_axes(name, module), units)
+        consumers = [axis for axis in self.consumers if axis in owners]
+        space = Space(groups, layers, owners, self._gated(owners), consumers, fixed, self.shapes, weights)
         space.constant_macs = dense_macs - space.macs(space.full())
         return space
 
-    def _gated(self, owners: dict[Axis, Tensor]) -> list[str]:
-        """The tensors that carry the filters' gates: affine norm parameters; where a filter meets no norm, the
-        weights and biases that create it (a scale before a normalisation would be divided away)."""
+    def _gated(self, owners: dict[Axis, Tensor]) -> list[Axis]:
+        """The axes that carry the filters' gates: those of affine norm parameters; where a filter meets no norm, of the
+        weights and biases that create it (a scale before a normalisation would be divided away), but for the units of
+        recurrent layers, which gates and states squash: of the weights that take them in."""
         normed = torch.zeros(1 + max((int(owner.max()) for owner in owners.values()), default=0), dtype=torch.bool)
+        recurrent = normed.clone()
         norms, makers = [], []
-        for name, dim in owners:
-            module = self.modules[name.rpartition(".")[0]]
-            if isinstance(module, NORMS) and name.endswith(("weight", "bias")):
-                norms.append(name)
-                owner = owners[name, dim]
-                normed[owner[owner >= 0]] = True
-            elif dim == 0 and isinstance(module, (CONVS, nn.Linear)) and name.endswith(("weight", "bias")):
-                makers.append(name)
-        bare = [name for name in makers if not normed[owners[name, 0].clamp(min=0)].any()]
-        return norms + bare
+        for axis, owner in owners.items():
+            name, dim = axis
+            path, _, key = name.rpartition(".")
+            module, mine = self.modules[path], owner[owner >= 0]
+            if isinstance(module, NORMS) and key in ("weight", "bias"):
+                norms.append(axis)
+                normed[mine] = True
+            elif isinstance(module, RECURRENT) and dim == 1 and key.startswith("weight_hh"):
+                recurrent[mine] = True
+            elif isinstance(module, nn.Embedding) or (dim == 0 and isinstance(module, (CONVS, nn.Linear))):
+                makers.append(axis)
+        bare = [axis for axis in makers if not normed[owners[axis].clamp(min=0)].any()]
+        taken_in = [axis for axis in self.consumers if axis in owners and recurrent[owners[axis].clamp(min=0)].any()]
+        return norms + bare + taken_in
 
 
 def _output_axes(name: str, module: nn.Module) -> Iterator[Axis]:
     """The axes of a module's tensors that run along its output channels."""
-    transposed = isinstance(module, CONVS) and module.transposed
-    for key, dim in (("weight", int(transposed)), ("bias", 0), ("running_mean", 0), ("running_var", 0)):
+    if isinstance(module, RECURRENT):
+        yield f"{name}.weight_hh_l0", NO_DIMENSION
+        return
+    second = isinstance(module, nn.Embedding) or (isinstance(module, CONVS) and module.transposed)
+    for key, dim in (("weight", int(second)), ("bias", 0), ("running_mean", 0), ("running_var", 0)):
         tensor = getattr(module, key, None)
         if tensor is not None and not (isinstance(module, nn.PReLU) and tensor.numel() == 1):
             yield f"{name}.{key}", dim
@@ -276,9 +316,11 @@ def _output_axes(name: str, module: nn.Module) -> Iterator[Axis]:
 def _input_axes(name: str, module: nn.Module) -> Iterator[Axis]:
     """The axes of a module's tensors that run along its input channels."""
     if isinstance(module, CONVS):
-        yield f"{name}.weight", INPUTS if module.groups > 1 else 0 if module.transposed else 1
+        yield f"{name}.weight", NO_DIMENSION if module.groups > 1 else 0 if module.transposed else 1
     elif isinstance(module, nn.Linear):
         yield f"{name}.weight", 1
+    elif isinstance(module, RECURRENT):
+        yield from input_axes(name, module)
     else:
         yield from _output_axes(name, module)
 
@@ -373,8 +415,9 @@ def _weight_costs(model: nn.Module, example: Tensor, layers: list[Layer]) -> lis
     modules = dict(model.named_modules())
     for name, macs in macs_by_module(model, example).items():
         module = modules.get(name)
-        if isinstance(module, (CONVS, nn.Linear)):
-            outputs, inputs = module.weight.shape[:2]
-            weight = f"{name}.weight"
-            costs.append(WeightCost(macs / (outputs * inputs), weight, _enclosing(layers, [weight])))
+        if isinstance(module, (CONVS, nn.Linear, RECURRENT)):
+            weights = [(key, weight.shape[:2].numel()) for key, weight in module.named_parameters() if weight.ndim > 1]
+            rate = macs / sum(pairs for _, pairs in weights)
+            for key, _ in weights:
+                costs.append(WeightCost(rate, f"{name}.{key}", _enclosing(layers, [f"{name}.{key}"])))
     return costs

@@ -29,20 +29,20 @@ class GatedNetwork(nn.Module):
     def __init__(self, space: Space, present: Tensor, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self._numbers: dict[str, list[Tensor]] = {}
+        self._numbers: dict[str, list[tuple[int, Tensor]]] = {}
         parameters = dict(network.named_parameters())
         device = next(iter(parameters.values())).device
-        for name in space.gated:
+        for name, dim in space.gated:
             if name in parameters:
-                owner = space.owners[name, 0]
-                kept = space.kept(present, (name, 0))
+                owner = space.owners[name, dim]
+                kept = space.kept(present, (name, dim))
                 assert kept is not None
-                self._numbers[name] = [owner[kept].to(device)]
+                self._numbers.setdefault(name, []).append((dim, owner[kept].to(device)))
         for index, layer in enumerate(space.layers):
             for name in layer.terminal:
                 if name in parameters:
                     number = torch.tensor(space.filters + index, device=device)
-                    self._numbers.setdefault(name, []).append(number)
+                    self._numbers.setdefault(name, []).append((0, number))
 
     def scaled(self, gates: Tensor) -> dict[str, Tensor]:
         """The gated tensors, scaled. ``gates`` has shape (structures,)."""
@@ -51,8 +51,8 @@ class GatedNetwork(nn.Module):
         result: dict[str, Tensor] = {}
         for name, numbers in self._numbers.items():
             tensor: Tensor = parameters[name]
-            for number in numbers:
-                tensor = tensor * factors[number].view(-1, *[1] * (tensor.ndim - 1))
+            for dim, number in numbers:
+                tensor = tensor * factors[number].view(-1, *[1] * (tensor.ndim - 1 - dim))
             result[name] = tensor
         return result
 

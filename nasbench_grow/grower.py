@@ -26,7 +26,7 @@ from nasbench_grow.gating import GatedNetwork
 from nasbench_grow.masks import Masks, PaperMasks, PricedMasks
 from nasbench_grow.presets import Preset, as_preset
 from nasbench_grow.space import Space
-from nasbench_grow.subnetwork import absorb, carry_optimizer, extract, silence
+from nasbench_grow.subnetwork import absorb, carry_optimizer, carry_state, extract, silence
 
 
 class Grower:
@@ -126,6 +126,7 @@ class Grower:
             old = (before, self.gated.network, self.optimizer)
             self._take_up(after)
             carry_optimizer(self.space, old, (after, self.gated.network, self.optimizer))
+            carry_state(self.space, old[:2], (after, self.gated.network))
 
     def _take_up(self, present: Tensor) -> None:
         """Makes the physical sub-network of ``present`` the one that is trained."""

@@ -70,8 +70,10 @@ class Space:
         groups: the channel groups, in forward order.
         layers: the removable layers, in forward order.
         owners: for each axis that shrinks, the structure that owns each of its entries (-1: always there).
-        gated: tensors whose entries along dimension 0 are scaled by their filter's gate: the affine parameters of the
-            normalisations, or the weights and biases of the convolutions where no normalisation follows.
+        gated: axes whose entries are scaled by their filter's gate: the affine parameters of the normalisations; where
+            no normalisation follows, the weights and biases of the convolutions; the weights that take in the units of
+            a recurrent layer.
+        consumers: axes that run along what a weight takes in.
         fixed: what cannot be grown, and why.
         costs: the MACs of every weight.
         constant_macs: MACs that no structure changes (e.g. attention between fixed heads).
@@ -80,7 +82,8 @@ class Space:
     groups: list[ChannelGroup]
     layers: list[Layer]
     owners: dict[Axis, Tensor]
-    gated: list[str]
+    gated: list[Axis]
+    consumers: list[Axis]
     fixed: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
     costs: list[WeightCost] = field(default_factory=list)

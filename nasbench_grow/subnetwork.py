@@ -1,18 +1,18 @@
 """Physical sub-networks: ordinary smaller modules that hold only the filters and layers that are present.
 
 ``extract`` builds one from the full network (the *bank*, which keeps every weight), ``absorb`` writes it back after
-training, ``carry_optimizer`` takes the optimizer state of surviving entries from one sub-network to the next. Between
-these calls nothing touches an absent structure (section 3.2).
+training, ``carry_optimizer`` and ``carry_state`` take the optimizer's and a recurrent network's state from one
+sub-network to the next. Between these calls nothing touches an absent structure (section 3.2).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from nasbench_grow.recurrent import RECURRENT, resize
 from nasbench_grow.space import Space
 
 
@@ -54,6 +54,8 @@ def fit(network: nn.Module, full: nn.Module) -> None:
         full: the network it was cut from, for what shapes alone do not say (channels per convolution group).
     """
     for name, module in network.named_modules():
+        if isinstance(module, RECURRENT):
+            resize(module, full.get_submodule(name))
         if not isinstance(getattr(module, "weight", None), Tensor):
             continue
         shape = module.weight.shape
@@ -68,6 +70,8 @@ def fit(network: nn.Module, full: nn.Module) -> None:
                 module.in_channels, module.out_channels = shape[1] * module.groups, shape[0]
         elif isinstance(module, nn.Linear):
             module.out_features, module.in_features = shape
+        elif isinstance(module, nn.Embedding):
+            module.embedding_dim = shape[1]
         elif isinstance(module, nn.GroupNorm):
             assert isinstance(original, nn.GroupNorm)
             if original.num_groups > 1:
@@ -82,9 +86,9 @@ def fit(network: nn.Module, full: nn.Module) -> None:
 
 
 def absorb(space: Space, bank: nn.Module, present: Tensor, network: nn.Module) -> None:
-    """Writes the weights and buffers of the sub-network of ``present`` back into the bank."""
-    tensors = dict(_tensors(bank))
-    for name, small in _tensors(network):
+    """Writes the weights and persistent buffers of the sub-network of ``present`` back into the bank."""
+    tensors = bank.state_dict()
+    for name, small in network.state_dict().items():
         _paste(space, present, name, tensors[name], small)
 
 
@@ -101,10 +105,10 @@ def silence(space: Space, bank: nn.Module, before: Tensor, after: Tensor) -> Non
         if group.layer is not None and layers_born[group.layer]:
             filters[group.structures] = False
     parameters = {name: parameter.detach() for name, parameter in bank.named_parameters()}
-    for (name, dim), owner in space.owners.items():
-        if dim == 1 and name in parameters:
-            ignored = (owner >= 0) & filters[owner.clamp(min=0)]
-            parameters[name][:, ignored.to(parameters[name].device)] = 0
+    for name, dim in space.consumers:
+        owner = space.owners[name, dim]
+        ignored = torch.nonzero((owner >= 0) & filters[owner.clamp(min=0)]).flatten()
+        parameters[name].index_fill_(dim, ignored.to(parameters[name].device), 0)
     for layer, newborn in zip(space.layers, layers_born, strict=True):
         for name in layer.terminal if newborn else ():
             parameters[name].zero_()
@@ -140,10 +144,25 @@ def carry_optimizer(
             new_optimizer.state[parameter][key] = value
 
 
-def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and data of all parameters and buffers."""
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-        yield name, tensor.detach()
+def carry_state(space: Space, before: tuple[Tensor, nn.Module], after: tuple[Tensor, nn.Module]) -> None:
+    """Gives a new sub-network the running state of the old one: what a recurrent network hands from batch to batch, in
+    buffers that are not persistent. Surviving units keep their state, newborn ones start at zero.
+
+    Args:
+        space: the configuration space of both.
+        before: ``present`` and network that ran; ``after``: those to run next.
+    """
+    old_present, old_network = before
+    new_present, new_network = after
+    states = dict(old_network.named_buffers())
+    for name, _ in list(new_network.named_buffers()):
+        if name in states and name not in space.shapes:
+            state = states[name].detach()
+            full = [len(space.owners.get((name, dim), range(length))) for dim, length in enumerate(state.shape)]
+            whole = state.new_zeros(full)
+            _paste(space, old_present, name, whole, state)
+            path, _, key = name.rpartition(".")
+            new_network.get_submodule(path)._buffers[key] = _cut(space, new_present, name, whole)
 
 
 def _cut(space: Space, present: Tensor, name: str, tensor: Tensor) -> Tensor:

@@ -135,10 +135,8 @@ def plain() -> tuple[Space, GatedNetwork, Tensor]:
 
 def test_gates_scale_norms_and_where_there_is_none_the_convolutions() -> None:
     configuration, network, _ = plain()
-    assert set(configuration.gated) == {"norm.weight", "norm.bias", "bare.weight", "bare.bias"} | {
-        "block.conv.weight",
-        "block.conv.bias",
-    }
+    gated = {"norm.weight", "norm.bias", "bare.weight", "bare.bias", "block.conv.weight", "block.conv.bias"}
+    assert set(configuration.gated) == {(name, 0) for name in gated}
     assert [layer.terminal for layer in configuration.layers] == [("block.conv.weight", "block.conv.bias")]
     gates = torch.arange(1.0, len(configuration) + 1).double()
     scaled = network.scaled(gates)
@@ -147,7 +145,7 @@ def test_gates_scale_norms_and_where_there_is_none_the_convolutions() -> None:
     assert torch.equal(scaled["norm.weight"], parameters["norm.weight"] * normed)
     assert torch.equal(scaled["bare.weight"], parameters["bare.weight"] * bare.view(-1, 1, 1, 1))
     assert torch.equal(scaled["block.conv.bias"], parameters["block.conv.bias"] * bare * layer)
-    assert scaled.keys() == set(configuration.gated)
+    assert scaled.keys() == gated
 
 
 def test_a_gate_acts_after_the_normalisation() -> None:

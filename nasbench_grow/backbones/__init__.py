@@ -13,6 +13,7 @@ from nasbench_grow.backbones import (  # noqa: F401  (importing registers)
     cifar_vgg,
     cifar_wrn,
     deeplab,
+    lstm,
 )
 from nasbench_grow.backbones.registering import SUMMARIES
 from nasbench_grow.errors import UserError, unknown
@@ -20,10 +21,10 @@ from nasbench_grow.errors import UserError, unknown
 __all__ = ["SUMMARIES", "create"]
 
 
-def create(name: str, num_classes: int, in_chans: int) -> nn.Module:
+def create(name: str, num_classes: int, in_chans: int = 3) -> nn.Module:
     """A fresh network with random weights: one of ours, or any model that timm knows by ``name``.
 
-    It maps (B, in_chans, H, W) to (B, num_classes) logits; for segmentation, to (B, num_classes, H, W).
+    It maps images (B, in_chans, H, W) to (B, num_classes) logits; those for other tasks say what they map.
 
     Raises:
         UserError: timm has no such model; the line names the nearest one.

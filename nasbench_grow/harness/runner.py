@@ -179,7 +179,7 @@ class _Run:
         after = measure.weights_sha256(network)
         self._keep_architecture(network)
         example = self.job.example
-        batch = self.setup.place(torch.zeros(64, *example.shape[1:]))
+        batch = self.setup.place(torch.zeros(64, *example.shape[1:], dtype=example.dtype))
         return self.record(
             "ok",
             None,

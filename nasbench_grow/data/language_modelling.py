@@ -1,0 +1,121 @@
+"""What language modelling tasks share: recipe, loss and perplexity, after Zaremba et al. (arXiv 1409.2329)."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nasbench_grow.contract import Recipe, Split, Splits, Task
+from nasbench_grow.data.evaluating import evaluating
+from nasbench_grow.data.raw import RawText
+from nasbench_grow.data.text import TextSplit, TextTrainSplit
+from nasbench_grow.errors import UserError
+
+
+@dataclass(frozen=True)
+class ZarembaRecipe(Recipe):
+    """Plain SGD with clipped gradients, as for the large network of the paper (section 4.1).
+
+    The rate is constant for 14 of 55 epochs, then divided by 1.15 after each; a run of another length goes through the
+    same 55 stages in its own time.
+    """
+
+    batch_size: int = 20
+    learning_rate: float = 1.0
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    warmup: float = 0.0
+    clip: float = 10.0
+    """Largest Euclidean norm of the gradient."""
+    stages: int = 55
+    constant_stages: int = 14
+    decay: float = 1.15
+
+    def learning_rate_at(self, progress: float) -> float:
+        """The rate at the end of a step; the share ``progress`` of all steps is done by then."""
+        stage = math.ceil(progress * self.stages - 1e-9)
+        return self.learning_rate * self.decay ** -max(0, stage - self.constant_stages)
+
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """SGD that clips the gradient before each step."""
+        optimizer = super().optimizer(network)
+
+        def clip(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.clip)
+
+        optimizer.register_step_pre_hook(clip)
+        return optimizer
+
+
+class LanguageModelling(Task):
+    """Predicts each word of a text from those before it.
+
+    An input is (1 + T): whether the sequence goes on where the last one ended, then T words (see
+    :class:`nasbench_grow.backbones.lstm.LanguageModel`). MACs are those of one such sequence.
+    """
+
+    metric = "perplexity"
+    higher_is_better = False
+    sequence: ClassVar[int] = 35
+    """Time steps of truncated back-propagation (T)."""
+    input_shape = (1 + sequence,)
+    recipe = ZarembaRecipe()
+
+    def output_shape(self) -> tuple[int, ...]:
+        """A logit for each word of the vocabulary at each time step."""
+        return (self.sequence, self.num_classes)
+
+    @abstractmethod
+    def read(self) -> RawText:
+        """The three texts; raises UserError where they cannot be had."""
+
+    def load(self, device: torch.device, train_samples: int | None = None) -> Splits:
+        """The splits on ``device``; ``train_samples`` keeps that many sequences, from the beginning of the text.
+
+        Raises:
+            UserError: the data cannot be had, or a text or ``train_samples`` is too short for a batch of sequences.
+        """
+        raw = self.read()
+        most = (len(raw.train) - 1) // self.sequence
+        least = self.recipe.batch_size * (self.sequence + 1) // self.sequence + 1
+        samples = most if train_samples is None else train_samples
+        if most < least or len(raw.val) < 2 or len(raw.test) < 2:
+            raise UserError(
+                f"the texts of {self.name} have {len(raw.train)}, {len(raw.val)} and {len(raw.test)} words, too few "
+                f"for {self.recipe.batch_size} sequences of {self.sequence}; give {least * self.sequence + 1} or more "
+                "to train on and 2 or more to validate and test on"
+            )
+        if not least <= samples <= most:
+            raise UserError(
+                f"train_samples is {train_samples}, but {self.name} needs {least} (sequences of a batch) to {most} "
+                "(all); choose a number in that range or leave it out to use all"
+            )
+        train = raw.train if train_samples is None else raw.train[: train_samples * self.sequence + 1]
+        return Splits(
+            train=TextTrainSplit(train.to(device), self.sequence),
+            val=TextSplit(raw.val.to(device), self.sequence),
+            test=TextSplit(raw.test.to(device), self.sequence),
+        )
+
+    def loss(self, output: Any, target: Tensor) -> Tensor:
+        """Cross entropy, summed over the T time steps, mean over the batch (the learning rate is meant for that);
+        ``output`` are logits (batch, T, words), ``target`` words (batch, T)."""
+        return F.cross_entropy(output.flatten(0, 1), target.flatten(), reduction="sum") / len(target)
+
+    def evaluate(self, network: nn.Module, split: Split, batch_size: int = 512) -> float:
+        """Perplexity: the exponential of the mean cross entropy over all words of the split but the first."""
+        with evaluating(network):
+            parts = [(self.loss(network(words), target), target.shape) for words, target in split.batches(batch_size)]
+        total = sum(float(loss) * shape[0] for loss, shape in parts)
+        return math.exp(total / sum(shape.numel() for _, shape in parts))
+
+    def example(self) -> Tensor:
+        """One sequence of the first word that does not go on, int64."""
+        return torch.zeros(1, *self.input_shape, dtype=torch.int64)

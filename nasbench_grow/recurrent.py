@@ -1,0 +1,89 @@
+"""Recurrent layers in the configuration space: a hidden unit is a filter.
+
+A unit leaves all gates, the recurrent weights, the running state and every consumer's input together. The layers and
+directions inside one module have one width, so their units leave together too. The dependency graph cannot follow a
+recurrent module; while it is traced, a linear layer of the same sizes stands in for it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+RECURRENT = nn.RNNBase
+
+_Axis = tuple[str, int]
+
+
+def outputs(layer: nn.RNNBase) -> int:
+    """Features that a recurrent layer gives at each time step: its units, once a direction."""
+    return (layer.proj_size or layer.hidden_size) * (1 + layer.bidirectional)
+
+
+def unit_axes(name: str, layer: nn.RNNBase) -> Iterator[_Axis]:
+    """The axes of the module's tensors (its running state, kept in buffers, too) along which its units run: all units
+    once a gate or direction, in the same order each time."""
+    for key, parameter in layer.named_parameters():
+        yield f"{name}.{key}", 0
+        if parameter.ndim == 2 and not key.startswith("weight_ih_l0"):
+            yield f"{name}.{key}", 1
+    yield from state_axes(name, layer)
+
+
+def input_axes(name: str, layer: nn.RNNBase) -> Iterator[_Axis]:
+    """The axes that run along the inputs of the first layer, one a direction."""
+    for key, _ in layer.named_parameters():
+        if key.startswith("weight_ih_l0"):
+            yield f"{name}.{key}", 1
+
+
+def state_axes(name: str, layer: nn.RNNBase) -> Iterator[_Axis]:
+    """The axes of the module's buffers, in which a network may carry hidden states along: units come last."""
+    for key, buffer in layer.named_buffers(recurse=False):
+        yield f"{name}.{key}", buffer.ndim - 1
+
+
+def resize(layer: nn.RNNBase, original: nn.Module) -> None:
+    """Sets the sizes that a cut recurrent layer keeps as attributes from the shapes of its weights."""
+    assert isinstance(original, RECURRENT)
+    gates = original.get_parameter("weight_hh_l0").shape[0] // original.hidden_size
+    layer.input_size = layer.get_parameter("weight_ih_l0").shape[1]
+    layer.hidden_size = layer.get_parameter("weight_hh_l0").shape[0] // gates
+
+
+def with_stand_ins(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` with a linear layer in place of each recurrent one; see :func:`original_name`."""
+    copied = copy.deepcopy(model)
+    for name, module in list(copied.named_modules()):
+        if isinstance(module, RECURRENT):
+            copied.set_submodule(name, _StandIn(module))
+    return copied
+
+
+def original_name(name: str) -> str:
+    """The name that a module or parameter of the copy, or what it stands in for, has in the model."""
+    return name.removesuffix(".stand_in")
+
+
+class _StandIn(nn.Module):
+    """Takes and returns tensors of the sizes that a recurrent layer takes and returns."""
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.stand_in = nn.Linear(layer.input_size, outputs(layer), dtype=layer.weight_hh_l0.dtype)
+        vars(self).update({key: getattr(layer, key) for key in nn.RNNBase.__constants__})  # the model may ask for them
+        self.is_lstm, self.num_layers = isinstance(layer, nn.LSTM), layer.num_layers
+        for name, buffer in layer.named_buffers(recurse=False):
+            self.register_buffer(name, buffer, persistent=False)
+
+    def forward(self, inputs: Tensor, state: Any = None) -> Any:
+        """Output at every time step; the last one as the state of every layer and direction."""
+        output = self.stand_in(inputs)
+        last = output.select(1 if self.batch_first else 0, -1)
+        ends = list(last.split(self.hidden_size, dim=-1)) if self.bidirectional else [last]
+        state = torch.stack(ends * self.num_layers)
+        return output, (state, state) if self.is_lstm else state

@@ -1,0 +1,187 @@
+"""Recurrent layers: hidden units are filters, whatever the kind of layer, and states follow the structure."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nasbench_grow
+from nasbench_grow import Space, count_macs, discover, extract
+from nasbench_grow.backbones.lstm import LanguageModel
+from nasbench_grow.exactness import masked
+from nasbench_grow.gating import GatedNetwork
+from nasbench_grow.grower import Grower
+from nasbench_grow.subnetwork import carry_state, silence
+
+WORDS, UNITS, STEPS = 11, 6, 5
+
+
+class Tagger(nn.Module):
+    """A convolution, a recurrent layer, and a linear layer on its outputs or on its last state."""
+
+    def __init__(self, layer: nn.RNNBase, from_state: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, layer.input_size, 3, padding=1)
+        self.layer, self.from_state = layer, from_state
+        self.out = nn.Linear((layer.proj_size or layer.hidden_size) * (1 + layer.bidirectional), 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        output, state = self.layer(x.transpose(1, 2) if self.layer.batch_first else x.permute(2, 0, 1))
+        if self.from_state:
+            last = state[0] if isinstance(state, tuple) else state
+            return self.out(last[-1])
+        return self.out(output.mean(1 if self.layer.batch_first else 0))
+
+
+def random_structures(space: Space, seed: int, share: float = 0.5) -> Tensor:
+    present = torch.rand(len(space), generator=torch.Generator().manual_seed(seed)) < share
+    return present | space.seed()
+
+
+def language_model(seed: int = 0) -> LanguageModel:
+    torch.manual_seed(seed)
+    return LanguageModel(WORDS, UNITS, layers=2, dropout=0.0, scale=0.5)
+
+
+def words(batch: int, goes_on: int, seed: int = 0) -> Tensor:
+    drawn = torch.randint(WORDS, (batch, STEPS), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([torch.full((batch, 1), goes_on), drawn], dim=1)
+
+
+EXAMPLE = torch.zeros(1, 1 + STEPS, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize(("bidirectional", "from_state"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_unit_leaves_with_all_that_belongs_to_it(kind, depth, bidirectional, from_state, batch_first):
+    torch.manual_seed(0)
+    layer = kind(4, UNITS, num_layers=depth, bidirectional=bidirectional, batch_first=batch_first)
+    model = Tagger(layer, from_state)
+    space = discover(model, torch.zeros(1, 3, STEPS))
+    assert {group.name: group.size for group in space.groups} == {"conv": 4, "layer": UNITS}
+    model.double()
+    inputs = torch.randn(2, 3, STEPS, dtype=torch.double)
+    for seed in range(3):
+        present = random_structures(space, seed)
+        small = extract(space, model, present)
+        assert torch.allclose(small(inputs), masked(space, model, present, inputs), rtol=0, atol=1e-12)
+        assert small.layer.hidden_size == int(present[space.groups[1].structures].sum())
+        assert space.macs(present) == count_macs(small.float(), torch.zeros(1, 3, STEPS))
+
+
+def test_a_projected_lstm_keeps_its_outputs():
+    space = discover(
+        Tagger(nn.LSTM(4, UNITS, proj_size=UNITS - 1, batch_first=True), False).eval(), torch.zeros(1, 3, 5)
+    )
+    assert [group.name for group in space.groups] == ["conv"]
+    assert "projected" in space.fixed["layer"]
+
+
+def test_the_language_model_grows_in_embedding_and_both_layers():
+    space = discover(language_model(), EXAMPLE)
+    assert {group.name: group.size for group in space.groups} == dict.fromkeys(
+        ("embedding", "layers.0", "layers.1"), UNITS
+    )
+    assert list(space.fixed) == ["decoder"]
+    per_step = 2 * 4 * UNITS * (UNITS + UNITS) + UNITS * WORDS
+    assert space.macs(space.full()) == STEPS * per_step == count_macs(language_model(), EXAMPLE)
+
+
+def test_gates_scale_every_unit_and_fold_away():
+    model = language_model().double()
+    space = discover(model, EXAMPLE)
+    present = random_structures(space, 3)
+    gated = GatedNetwork(space, present, extract(space, model, present))
+    gates = torch.rand(len(space), dtype=torch.double).requires_grad_()
+    inputs = words(3, goes_on=0)
+    output = gated(inputs, gates)
+    assert torch.allclose(gated.fold(gates)(inputs), output)
+    output.square().sum().backward()
+    assert torch.equal(gates.grad != 0, present)
+
+
+def test_the_state_goes_on_and_starts_afresh():
+    model = language_model()
+    first, second = words(2, goes_on=0, seed=1), words(2, goes_on=1, seed=2)
+    whole = torch.cat([first, second[:, 1:]], dim=1)
+    together = model(whole)[:, STEPS:]
+    model(first)
+    assert torch.allclose(model(second), together, atol=1e-6)
+    afresh = model(words(2, goes_on=0, seed=2))
+    assert not torch.allclose(afresh, together)
+    one_of_two = second.clone()
+    one_of_two[0, 0] = 0
+    model(first)
+    mixed = model(one_of_two)
+    assert torch.allclose(mixed[0], afresh[0], atol=1e-6) and torch.allclose(mixed[1], together[1], atol=1e-6)
+
+
+def test_the_state_follows_the_structure():
+    model = language_model()
+    space = discover(model, EXAMPLE)
+    before, after = random_structures(space, 1), random_structures(space, 2)
+    old, new = extract(space, model, before), extract(space, model, after)
+    old(words(3, goes_on=0))
+    carry_state(space, (before, old), (after, new))
+    for index, group in enumerate(space.groups[1:]):
+        had, has = before[group.structures], after[group.structures]
+        for key in ("hidden", "cell"):
+            kept = torch.zeros(3, group.size)
+            kept[:, had] = getattr(old.layers[index], key)[0]
+            kept[:, ~(had & has)] = 0
+            assert torch.equal(getattr(new.layers[index], key)[0], kept[:, has])
+    assert torch.isfinite(new(words(3, goes_on=1))).all()
+
+
+def test_silent_newborn_units_leave_the_function_as_it_was():
+    model = language_model().double()
+    space = discover(model, EXAMPLE)
+    before = random_structures(space, 1, share=0.4)
+    after = before | random_structures(space, 2)
+    inputs = words(2, goes_on=0)
+    output = extract(space, model, before)(inputs)
+    silence(space, model, before, after)
+    assert torch.allclose(extract(space, model, after)(inputs), output, atol=1e-12)
+    assert bool((model.embedding.weight != 0).all())  # newborn channels of the embedding are silent, yet can learn
+
+
+def test_growing_carries_the_state_over_its_restructurings():
+    model = language_model()
+    grower = Grower(
+        model,
+        EXAMPLE,
+        budget=0.6,
+        epochs=2,
+        steps_per_epoch=10,
+        loss=lambda output, target: nn.functional.cross_entropy(output.flatten(0, 1), target.flatten()),
+        optimizer=lambda network: torch.optim.SGD(network.parameters(), lr=0.5),
+    )
+    batches = [(batch, batch[:, 1:]) for batch in (words(4, goes_on=step > 0, seed=step) for step in range(10))]
+    widths = []
+    for _ in range(2):
+        for batch in batches:
+            grower.train([batch])
+            widths.append(grower.gated.network.layers[0].hidden.shape)
+    assert len(set(widths)) > 1, "the network was never restructured"
+    assert all(shape[1] == 4 for shape in widths)
+    small = grower.finish()
+    assert abs(count_macs(small, EXAMPLE) / count_macs(language_model(), EXAMPLE) - 0.6) < 0.1
+
+
+def test_a_language_model_is_saved_and_loaded(tmp_path):
+    from nasbench_grow.backbones import create
+
+    full = create("lstm_200", WORDS)
+    space = discover(full, EXAMPLE)
+    small = extract(space, full, random_structures(space, 0)).eval()
+    path = nasbench_grow.save(small, nasbench_grow.describe(small, full), tmp_path / "small.safetensors")
+    inputs = words(2, goes_on=0)
+    small(inputs)
+    loaded = nasbench_grow.load(path)
+    assert torch.equal(loaded(inputs), copy.deepcopy(small)(inputs))
