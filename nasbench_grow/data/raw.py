@@ -27,7 +27,8 @@ class Raw:
 
 @dataclass(frozen=True)
 class RawImages(Raw):
-    """Labelled images: images uint8 (n, channels, height, width), labels uint8 (n,)."""
+    """Labelled images: images uint8 (n, channels, height, width), labels uint8 (n,), or (n, height, width)
+    where every pixel has one."""
 
     train_images: Tensor
     train_labels: Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar, cast
 
 from nasbench_grow.contract import Task
 from nasbench_grow.data import cache
@@ -48,16 +48,12 @@ class Stored(Task, Generic[_R]):
     def _find(self) -> tuple[Path, _R]:
         """Where the data set lies, and its checked contents."""
         folder = cache.data_folder()
-        if (folder / self.layout).is_dir():
-            path = folder / self.layout
-            contents = self.read_layout(folder)
-        else:
-            path = folder / f"{self.name}.safetensors"
-            if not path.exists():
-                cache.fetch_once(path, self.contents_sha256, self.sources(), self.by_hand)
-            contents = cache.load(path, self.kind)  # type: ignore[assignment]
-        if self.contents_sha256 is not None and contents.sha256() != self.contents_sha256:
-            raise cache.damaged(f"{path} does not hold {self.name}: wrong checksum", path)
+        path = folder / self.layout
+        if not path.is_dir():
+            kind = cast("type[_R]", self.kind)
+            return cache.kept(self.name, kind, self.contents_sha256, self.sources(), self.by_hand)
+        contents = self.read_layout(folder)
+        cache.check(path, contents, self.name, self.contents_sha256)
         return path, contents
 
 

@@ -10,7 +10,7 @@ import math
 import random
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -21,7 +21,7 @@ from torch import nn
 
 from nasbench_grow import registry
 from nasbench_grow.architecture import describe
-from nasbench_grow.contract import Batch, Job, Method, Split, Splits
+from nasbench_grow.contract import Batch, Job, Method, Split, Splits, Task
 from nasbench_grow.cost import TrainingMeter, count_macs
 from nasbench_grow.errors import UserError
 from nasbench_grow.harness import measure
@@ -227,7 +227,7 @@ class _Run:
 
     def _measure_dense(self, example: torch.Tensor) -> None:
         network = self._build()
-        _check_forward(network, example, self.cell)
+        _check_forward(network, example, self.cell.backbone, self.task)
         self.dense_macs = count_macs(network, example)
         self.dense_params = _parameters(network)
 
@@ -338,17 +338,26 @@ def _set_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
-def _check_forward(network: nn.Module, example: torch.Tensor, cell: Cell) -> None:
-    """Raise UserError unless the backbone accepts inputs of the task's shape."""
+def _check_forward(network: nn.Module, example: torch.Tensor, backbone: str, task: Task) -> None:
+    """Raise UserError unless the backbone maps inputs of the task's shape to outputs of the task's shape."""
     try:
         with torch.inference_mode():
-            network.eval()(example)
+            output = network.eval()(example)
+        wanted, found = task.output_shape(), tuple(getattr(output, "shape", ()))[1:]
+        if found == wanted:
+            return
+        fault = f"gives outputs of shape {_by(found)} instead of {_by(wanted)} for inputs of shape"
+        reason = ""
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        shape = "x".join(map(str, example.shape[1:]))
-        raise UserError(
-            f"backbone {cell.backbone!r} cannot serve task {cell.task!r}: it does not accept inputs of shape {shape} "
-            f"({_one_line(error)}); choose one of {', '.join(registry.backbones())}"
-        ) from error
+        fault, reason = "does not accept inputs of shape", f" ({_one_line(error)})"
+    raise UserError(
+        f"backbone {backbone!r} cannot serve task {task.name!r}: it {fault} {_by(example.shape[1:])}{reason}; choose "
+        f"one of {', '.join(registry.backbones_for(task))}"
+    )
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _parameters(network: nn.Module) -> int:
