@@ -66,8 +66,8 @@ class DependencyGraph(torch_pruning.DependencyGraph):
             for dependency in node.dependencies:
                 if dependency.is_triggered_by(side):
                     reached = entries
-                    for mapping in dependency.index_mapping:
-                        reached = reached if mapping is None else mapping(reached)
+                    for mapping in _mappings(dependency):
+                        reached = mapping(reached)
                     known = seen[dependency.target, dependency.handler]
                     met = [entry for entry in reached if known.get(entry.idx, entry.root_idx) != entry.root_idx]
                     new = [entry for entry in reached if entry.idx not in known]
@@ -113,6 +113,15 @@ class DependencyGraph(torch_pruning.DependencyGraph):
                 pieces[number].add_output(taker)
         split.outputs = pieces
         split.grad_fn = SimpleNamespace(_saved_split_sizes=sizes, _saved_dim=split.grad_fn._saved_dim)
+
+
+def _mappings(dependency: Any) -> list[Callable[[list[Entry]], list[Entry]]]:
+    """How indices change along a dependency. A reshaped parameter (a scale made to fit images) is never a flattening,
+    for which Torch-Pruning may take it."""
+    for node in (dependency.source, dependency.target):
+        if node.type == ops.OPTYPE.RESHAPE and any(given.type == ops.OPTYPE.PARAMETER for given in node.inputs):
+            return []
+    return [mapping for mapping in dependency.index_mapping if mapping is not None]
 
 
 def _piece_sizes(function: Any) -> list[int]:
