@@ -59,6 +59,7 @@ def test_small_families_end_to_end(folder: Path) -> None:
         assert [network["share"] for network in record["networks"]] == list(examine.SHARES)
         assert record["versions"]["timm"] == timm.__version__ and record["hardware"]["cores"] and record["code_version"]
     text = (folder / "page.md").read_text()
+    assert f"**2 of {len(entries.families())} families are examined.**" in text
     assert "| starnet" in text and "old" not in text and text.startswith("before\n") and text.endswith("\nafter\n")
 
 
@@ -154,5 +155,6 @@ def test_the_kind_is_what_is_computed(layers: list[nn.Module], name: str) -> Non
 
 def test_the_committed_page_is_what_the_committed_records_give() -> None:
     text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-    records = runner.load(ROOT / "results" / "models", entries.families())
-    assert embed(text, "models", page.tables(records)) == text
+    families = entries.families()
+    records = runner.load(ROOT / "results" / "models", families)
+    assert embed(text, "models", page.tables(records, len(families))) == text

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             again=arguments.again,
         )
         text = arguments.page.read_text(encoding="utf-8")
-        write(arguments.page, embed(text, "models", page.tables(runner.load(arguments.out, known))))
+        write(arguments.page, embed(text, "models", page.tables(runner.load(arguments.out, known), len(known))))
     except UserError as error:
         print(f"model_table: error: {error}", file=sys.stderr)
         return 2

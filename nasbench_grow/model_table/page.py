@@ -34,11 +34,13 @@ def problem(record: Record) -> str | None:
     return None
 
 
-def tables(records: Sequence[Record]) -> str:
-    """Everything that stands on the page, as Markdown."""
+def tables(records: Sequence[Record], families: int) -> str:
+    """Everything that stands on the page, as Markdown; ``families`` is how many there are to be examined."""
     if not records:
         return "No records yet: `make model-table`"
     parts = [_summary(records)]
+    if len(records) < families:
+        parts.append(f"**{len(records)} of {families} families are examined.** The others: `make model-table`")
     for kind in (*KINDS.values(), None):
         of_kind = [record for record in records if record.get("kind") == kind]
         if of_kind:
