@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from nasbench_grow.bench.record import Record, table
@@ -45,6 +45,7 @@ def tables(records: Sequence[Record], families: int) -> str:
         of_kind = [record for record in records if record.get("kind") == kind]
         if of_kind:
             parts += [f"### {kind or 'unknown'}", _table(of_kind)]
+    parts += ["### What stays whole", "\n".join(line for record in records for line in _whole(record))]
     return "\n\n".join([*parts, _origin(records)])
 
 
@@ -74,7 +75,7 @@ def _table(records: Sequence[Record]) -> str:
         lambda record: record["layers"],
         lambda record: f"{record['removable']:.1%}",
         lambda record: problem(record) or "yes",
-        lambda record: _fixed(record["fixed"]),
+        lambda record: len(_fixed(record)),
         lambda record: f"{record['discovery_s']:.0f} s",
     ]
     rows = [[_cell(cell, record) for cell in cells] for record in records]
@@ -89,11 +90,19 @@ def _cell(cell: Callable[[Record], object], record: Record) -> str:
         return "\N{EN DASH}"
 
 
-def _fixed(fixed: dict[str, str]) -> str:
-    """What stays whole beside the output: how many modules for each reason, the first of them by name."""
-    reasons = Counter(reason for reason in fixed.values() if reason != _OUTPUT)
-    first = {reason: name for name, reason in reversed(fixed.items())}
-    return "; ".join(f"{count} (`{first[reason]}`: {reason})" for reason, count in reasons.most_common(2))
+def _fixed(record: Record) -> dict[str, str]:
+    """The modules whose channels cannot be removed beside those of the output, each with the reason."""
+    return {name: reason for name, reason in record["fixed"].items() if reason != _OUTPUT}
+
+
+def _whole(record: Record) -> list[str]:
+    """A line of a list about what stays whole in a model: each kind of reason, with how often and the first example."""
+    examples: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for name, reason in _fixed(record).items() if "fixed" in record else ():
+        kind, _, detail = reason.partition(" (")
+        examples[kind.partition(" to ")[0]].append((name, f"{kind} ({detail}" if detail else kind))
+    reasons = [f"{len(found)} as `{found[0][0]}`: {found[0][1]}" for found in examples.values()]
+    return [f"- {record['family']}: {'; '.join(reasons)}"] if reasons else []
 
 
 def _origin(records: Sequence[Record]) -> str:
