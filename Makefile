@@ -8,7 +8,7 @@ BIN       := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce-all report ablations ablations-report test lint bench
+.PHONY: help install reproduce-all report ablations ablations-report test lint bench model-table
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -54,3 +54,6 @@ lint: $(INSTALLED) ## check style, formatting and types
 
 bench: $(INSTALLED) ## measure step times, restructuring and start-up on this machine
 	$(BIN)/python -m nasbench_grow.bench
+
+model-table: $(INSTALLED) ## try the smallest model of every timm family and write docs/models.md again
+	$(BIN)/python -m nasbench_grow.model_table

@@ -110,9 +110,9 @@ class _Couplings:
 
     def trace(self, example: Tensor) -> None:
         """Reads every dependency group of the model."""
-        import torch_pruning
+        from nasbench_grow.dependencies import DependencyGraph
 
-        graph = torch_pruning.DependencyGraph()
+        graph = DependencyGraph()
         traced = with_stand_ins(self.model)
         try:
             with torch.enable_grad(), warnings.catch_warnings():
@@ -130,7 +130,7 @@ class _Couplings:
             self.fixed[name] = "its channels are the model's output"
         for name, module in self.modules.items():
             self._tie(name, module)
-        for group in graph.get_all_groups(root_module_types=[CONVS, nn.Linear, nn.Embedding]):
+        for group in graph.groups((CONVS, nn.Linear, nn.Embedding)):
             root = names[id(group[0].dep.target.module)]
             root_ids = self._root(root)
             for item in group:

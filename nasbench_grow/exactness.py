@@ -18,6 +18,9 @@ from torch.func import functional_call
 from nasbench_grow.space import ChannelGroup, Space
 from nasbench_grow.subnetwork import extract
 
+TOLERANCE = 1e-8
+"""Largest accepted difference from the definition, as a share of the largest output, in double precision."""
+
 
 def masked(space: Space, model: nn.Module, present: Tensor, example: Tensor) -> Any:
     """Output of the full ``model`` with every absent entry multiplied by zero (``f(x; w * m)``, section 3.1).
@@ -146,6 +149,6 @@ def _failure(space: Space, model: nn.Module, example: Tensor, present: Tensor) -
             return f"the network does not run without some of them ({cause})"
         wanted = masked(space, model, present, example)
     scale = float(wanted.abs().max()) + 1e-12
-    if small.shape != wanted.shape or float((small - wanted).abs().max()) > 1e-8 * scale:
+    if small.shape != wanted.shape or float((small - wanted).abs().max()) > TOLERANCE * scale:
         return "a part of the network mixes its channels in a way that removal changes"
     return None

@@ -1,0 +1,133 @@
+"""Torch-Pruning's dependency graph, with three things put right that residual, dense and split networks run into.
+
+Pieces of a split are told apart by which piece they are, not by the order in which tracing meets them. The pieces of an
+even split shrink together, or it would cut the smaller tensor elsewhere. And where an entry is reached from two entries
+of the root, both are kept (Torch-Pruning keeps the first, so that channels which one tensor ties together stay apart in
+the others). Every entry is visited once, so that large groups take no longer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch_pruning
+from torch import nn
+from torch_pruning import ops
+from torch_pruning.dependency.dependency import Dependency
+from torch_pruning.dependency.node import Node
+
+
+class Entry(NamedTuple):
+    """An index of some node's channels, and the index of the root's channels that it depends on."""
+
+    idx: int
+    root_idx: int
+
+
+class Coupled(NamedTuple):
+    """Entries of one module that must leave together with entries of the root of their group, one to one."""
+
+    dep: Any
+    """The dependency that reached them: ``dep.target`` is the module's node, ``dep.handler`` says which side of it."""
+    idxs: list[int]
+    root_idxs: list[int]
+
+
+class DependencyGraph(torch_pruning.DependencyGraph):
+    """Which channels depend on which; build it with ``build_dependency``."""
+
+    def groups(self, types: tuple[type[nn.Module], ...]) -> Iterator[list[Coupled]]:
+        """For every module of ``types`` that no earlier group makes channels with: all that depends on its outputs.
+
+        The first item of a group is the root itself.
+        """
+        done: set[Any] = set()
+        for module in list(self.module2node):
+            if isinstance(module, types) and module not in done:
+                group = self._reached(module)
+                done |= {item.dep.target.module for item in group if self.is_out_channel_pruning_fn(item.dep.handler)}
+                yield group
+
+    def _reached(self, root: nn.Module) -> list[Coupled]:
+        """Everything that can be reached from a module's outputs."""
+        pruner, node = self.get_pruner_of_module(root), self.module2node[root]
+        side = pruner.prune_out_channels
+        start = Dependency(side, side, source=node, target=node)
+        found = [Coupled(start, *[list(range(pruner.get_out_channels(root)))] * 2)]
+        seen: dict[tuple[Node, Callable[..., Any]], dict[int, int]] = defaultdict(dict)
+        seen[node, side] = {index: index for index in found[0].idxs}
+        pending = [(node, side, [Entry(index, index) for index in found[0].idxs])]
+        while pending:
+            node, side, entries = pending.pop()
+            for dependency in node.dependencies:
+                if dependency.is_triggered_by(side):
+                    reached = entries
+                    for mapping in _mappings(dependency):
+                        reached = mapping(reached)
+                    known = seen[dependency.target, dependency.handler]
+                    met = [entry for entry in reached if known.get(entry.idx, entry.root_idx) != entry.root_idx]
+                    new = [entry for entry in reached if entry.idx not in known]
+                    known |= {entry.idx: entry.root_idx for entry in reversed(new)}
+                    if met:
+                        joined = [known[entry.idx] for entry in met]
+                        found.append(Coupled(start, joined, [entry.root_idx for entry in met]))
+                    if new:
+                        found.append(
+                            Coupled(dependency, [entry.idx for entry in new], [entry.root_idx for entry in new])
+                        )
+                        pending.append((dependency.target, dependency.handler, new))
+        return found
+
+    def _build_dependency(self, module2node: dict[Any, Node]) -> None:
+        """Gives every piece of a split a node of its own before Torch-Pruning counts them, and ties even pieces."""
+        splits = [node for node in module2node.values() if node.type == ops.OPTYPE.SPLIT]
+        for split in splits:
+            self._separate(split, module2node)
+        super()._build_dependency(module2node)
+        for split in splits:
+            if len(set(split.grad_fn._saved_split_sizes)) == 1:
+                for one, other in pairwise(split.outputs):
+                    side = self.get_pruner_of_module(one.module).prune_out_channels
+                    one.dependencies.append(Dependency(side, side, source=one, target=other))
+                    other.dependencies.append(Dependency(side, side, source=other, target=one))
+
+    def _separate(self, split: Node, module2node: dict[Any, Node]) -> None:
+        """Puts a node for each piece between a split and what takes the piece."""
+        sizes = _piece_sizes(split.grad_fn)
+        pieces = []
+        for _ in sizes:
+            piece = Node(ops._ElementWiseOp(self._op_id, "piece"), grad_fn=None)
+            self._op_id += 1
+            piece.add_input(split)
+            module2node[piece.module] = piece
+            pieces.append(piece)
+        for taker in dict.fromkeys(split.outputs):
+            numbers = [number for function, number in taker.grad_fn.next_functions if function is split.grad_fn]
+            places = [place for place, given in enumerate(taker.inputs) if given is split]
+            for place, number in zip(places, numbers, strict=True):
+                taker.inputs[place] = pieces[number]
+                pieces[number].add_output(taker)
+        split.outputs = pieces
+        split.grad_fn = SimpleNamespace(_saved_split_sizes=sizes, _saved_dim=split.grad_fn._saved_dim)
+
+
+def _mappings(dependency: Any) -> list[Callable[[list[Entry]], list[Entry]]]:
+    """How indices change along a dependency. A reshaped parameter (a scale made to fit images) is never a flattening,
+    for which Torch-Pruning may take it."""
+    for node in (dependency.source, dependency.target):
+        if node.type == ops.OPTYPE.RESHAPE and any(given.type == ops.OPTYPE.PARAMETER for given in node.inputs):
+            return []
+    return [mapping for mapping in dependency.index_mapping if mapping is not None]
+
+
+def _piece_sizes(function: Any) -> list[int]:
+    """Lengths of the pieces that a split's gradient function was made for."""
+    if hasattr(function, "_saved_split_sizes"):
+        return list(function._saved_split_sizes)
+    shape, dim, size = function._saved_self_sym_sizes, function._saved_dim, function._saved_split_size
+    length = shape[dim if dim < len(shape) else dim - 2**64]  # a negative dimension is kept as an unsigned number
+    return [min(size, length - start) for start in range(0, length, size)]
