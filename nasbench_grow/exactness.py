@@ -112,8 +112,8 @@ def unfaithful(space: Space, model: nn.Module, example: Tensor) -> dict[str, str
     thinned = _halved(space, space.groups, generator)
     shallow = thinned.clone()
     shallow[plain] = False
-    if all(
-        _failure(space, model, example, present) is None for present in ([thinned, shallow] if plain else [thinned])
+    if _failure(space, model, example, thinned) is None and (
+        not plain or _failure(space, model, example, shallow, backward=True) is None
     ):
         return {}
     reasons = {}
@@ -124,7 +124,7 @@ def unfaithful(space: Space, model: nn.Module, example: Tensor) -> dict[str, str
     for number in plain:
         present = space.full()
         present[number] = False
-        failure = _failure(space, model, example, present)
+        failure = _failure(space, model, example, present, backward=True)
         if failure is not None:
             reasons[space.layers[number - space.filters].name] = failure
     return reasons or {group.name: "its filters leave only together with other groups'" for group in space.groups}
@@ -139,16 +139,23 @@ def _halved(space: Space, groups: list[ChannelGroup], generator: torch.Generator
     return present
 
 
-def _failure(space: Space, model: nn.Module, example: Tensor, present: Tensor) -> str | None:
-    """Why the sub-network of ``present`` does not compute what the masked network does; None if it does."""
-    with torch.no_grad():
+def _failure(space: Space, model: nn.Module, example: Tensor, present: Tensor, backward: bool = False) -> str | None:
+    """Why the sub-network of ``present`` does not compute what the masked network does; None if it does.
+
+    With ``backward`` it must have gradients, too: an operation in place that followed an absent layer may overwrite
+    what the one before it saved for them.
+    """
+    with torch.set_grad_enabled(backward):
         try:
             small = extract(space, model, present)(example)
+            if backward:
+                small.sum().backward()
         except Exception as error:
             cause = (str(error) or type(error).__name__).splitlines()[0]
             return f"the network does not run without some of them ({cause})"
+    with torch.no_grad():
         wanted = masked(space, model, present, example)
     scale = float(wanted.abs().max()) + 1e-12
-    if small.shape != wanted.shape or float((small - wanted).abs().max()) > TOLERANCE * scale:
+    if small.shape != wanted.shape or float((small.detach() - wanted).abs().max()) > TOLERANCE * scale:
         return "a part of the network mixes its channels in a way that removal changes"
     return None

@@ -122,11 +122,14 @@ def _branch_end(path: str, block: nn.Module, calls: _Calls) -> tuple[str, ...]:
 
 
 def _taker(path: str, calls: _Calls, modules: dict[str, nn.Module], fits: Any) -> str | None:
-    """The first module to take the output of ``path``, if it fits and keeps the shape."""
+    """The first module to do something with the output of ``path``, if it fits and keeps the shape."""
     given = calls.outputs[path]
     for name in calls.order[calls.order.index(path) + 1 :]:
         if calls.inputs.get(name) is given:
-            return name if fits(modules[name]) and calls.keeps_shape(name) else None
+            if fits(modules[name]):
+                return name if calls.keeps_shape(name) else None
+            if not isinstance(modules[name], nn.Identity):
+                return None
     return None
 
 

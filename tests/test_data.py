@@ -182,14 +182,14 @@ def visible(folder: Path) -> list[str]:
 def test_a_fetched_data_set_reads_back_the_same(tmp_path: Path) -> None:
     path = tmp_path / "set.safetensors"
     cache.fetch_once(path, made_up().sha256(), [source_of(made_up())], "")
-    assert cache.load(path).sha256() == made_up().sha256()
+    assert cache.load(path, RawImages).sha256() == made_up().sha256()
     assert visible(tmp_path) == ["set.safetensors"]
 
 
 def test_the_next_source_is_tried_when_one_fails_or_gives_something_else(tmp_path: Path) -> None:
     path = tmp_path / "set.safetensors"
     cache.fetch_once(path, made_up().sha256(), [failing("no route"), source_of(made_up(14)), source_of(made_up())], "")
-    assert cache.load(path).sha256() == made_up().sha256()
+    assert cache.load(path, RawImages).sha256() == made_up().sha256()
 
 
 def test_when_all_sources_fail_one_line_says_why_and_nothing_is_left(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_a_truncated_data_set_is_named(tmp_path: Path) -> None:
     cache.fetch_once(path, made_up().sha256(), [source_of(made_up())], "")
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"set\.safetensors is truncated"):
-        cache.load(path)
+        cache.load(path, RawImages)
 
 
 def test_the_data_folder_is_the_named_one_and_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

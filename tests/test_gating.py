@@ -89,6 +89,8 @@ def test_a_closed_gate_is_an_absent_structure(family: str, training: bool) -> No
     def for_every_structure(seed: int, share: float) -> None:
         configuration, present, network, example = gated(family, seed, 1.0, training)
         remaining = structure(configuration, seed, share)
+        plain = [configuration.filters + index for index, layer in enumerate(configuration.layers) if layer.bypass]
+        remaining[plain] = True  # their gates scale nothing
         fewer = extract(configuration, copy.deepcopy(network.network), remaining)
         with torch.no_grad():
             wanted = fewer(example)

@@ -102,10 +102,10 @@ def test_removable_layers_appear():
     assert isinstance(run.network().get_submodule("blocks.1"), nn.Identity)
     train(run, 10)
     assert run.masks.present[layers:].any()
-    grown = [layer.path for index, layer in enumerate(run.space.layers) if run.masks.present[layers + index]]
+    grown = [layer.name for index, layer in enumerate(run.space.layers) if run.masks.present[layers + index]]
     returned = run.finish()
     for layer in run.space.layers:
-        assert isinstance(returned.get_submodule(layer.path), nn.Identity) == (layer.path not in grown)
+        assert isinstance(returned.get_submodule(layer.name), nn.Identity) == (layer.name not in grown)
 
 
 def test_the_log_tells_scheduled_and_actual_cost():

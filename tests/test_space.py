@@ -83,16 +83,16 @@ def test_the_seed_has_one_filter_in_every_group_and_no_removable_layer(family: s
 
 
 def test_the_removable_layers_of_resnet_20_are_the_blocks_that_keep_the_shape() -> None:
-    names = [layer.path for layer in space("cifar_resnet").layers]
+    names = [layer.name for layer in space("cifar_resnet").layers]
     assert names == ["layer1.0", "layer1.1", "layer1.2", "layer2.1", "layer2.2", "layer3.1", "layer3.2"]
     for layer in space("cifar_resnet").layers:
-        assert layer.terminal == (f"{layer.path}.bn2.weight", f"{layer.path}.bn2.bias")
+        assert layer.terminal == (f"{layer.name}.bn2.weight", f"{layer.name}.bn2.bias")
 
 
 def test_the_removable_layers_of_mobilenetv2_are_its_residual_blocks() -> None:
     model = network("mobilenetv2")
     residual = [name for name, module in model.named_modules() if getattr(module, "has_skip", False)]
-    assert [layer.path for layer in space("mobilenetv2").layers] == residual
+    assert [layer.name for layer in space("mobilenetv2").layers] == residual
 
 
 def test_a_removed_layer_is_the_identity_and_its_filters_do_not_exist() -> None:

@@ -45,7 +45,7 @@ def variants(space: Space, granularity: int) -> list[Variant]:
     for share in (0.5, 0.25):
         found += [Variant("uniform", share, step) for step in sorted({1, 4, 8, 16, granularity})]
         found.append(Variant("random", share, granularity))
-        if space.layers:
+        if any(layer.terminal for layer in space.layers):
             found.append(Variant("internal", share, granularity))
     if space.layers:
         found.append(Variant("depth", 0.5, granularity))
@@ -94,5 +94,5 @@ def _keys(space: Space, kind: str) -> Tensor:
 def _streams(space: Space) -> Tensor:
     """Numbers of the filters that residual blocks add to."""
     owners = [space.owners[name, 0] for layer in space.layers for name in layer.terminal]
-    numbers = torch.cat(owners).unique()
+    numbers = torch.cat(owners).unique() if owners else torch.empty(0, dtype=torch.int64)
     return numbers[numbers >= 0]

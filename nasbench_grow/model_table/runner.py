@@ -24,7 +24,8 @@ from nasbench_grow.bench.record import Record, bar, write_json
 from nasbench_grow.harness import measure
 
 CODE = (
-    *("cost.py", "dependencies.py", "discovery.py", "exactness.py", "space.py", "subnetwork.py"),
+    *("cost.py", "dependencies.py", "discovery.py", "exactness.py"),
+    *("layers.py", "recurrent.py", "space.py", "subnetwork.py"),
     *("model_table/examine.py", "model_table/kinds.py"),
 )
 """Our files that an examination runs."""
