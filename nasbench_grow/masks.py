@@ -183,6 +183,7 @@ class PricedMasks(Masks):
     def __init__(self, space: Space, preset: Preset, budget: float, granularity: int, periods: int, seed: int) -> None:
         super().__init__(space, preset, budget, granularity, periods, seed)
         self.noise = self._noise()
+        self.log_costs = self._log_costs()
         self._plan_layers()
         self.squares = torch.zeros(len(space), dtype=torch.float64)
         self.full_grown = False  # a run of a few steps reaches its budget only after it should have settled
@@ -205,13 +206,25 @@ class PricedMasks(Masks):
             noise[order[seeds_first]] = torch.logit(quantiles)
         return noise
 
+    def _log_costs(self) -> Tensor:
+        """Logarithm of what each structure is charged (c_i), shape (structures,). A filter is in if its worth, of which
+        the logit is the logarithm, is above the price of c_i."""
+        if not self.preset.cost_aware:
+            return torch.zeros(len(self.space))
+        filters = self.space.marginal_macs(self.space.full())[: self.space.filters]
+        return torch.cat([(filters / filters.mean()).log(), filters.new_zeros(len(self.space.layers))]).float()
+
+    def _keys(self) -> Tensor:
+        """What is compared with the logarithm of the price."""
+        return self.logits + self.noise - self.log_costs
+
     def _plan_layers(self) -> None:
         """Decides on the layers that the whole budget will buy, once, and for good: they come first, while they are
         narrow and cheap, so that none has less time to learn than it must."""
         layers = slice(self.space.filters, len(self.space))
         self.logits[layers] = self.preset.layer_logit
         self.logits[self.always] = torch.inf
-        planned = select(self.space, self.logits + self.noise, self.budget * self.dense_macs, self.granularity)
+        planned = select(self.space, self._keys(), self.budget * self.dense_macs, self.granularity)
         self.logits[layers] = torch.where(planned[layers], torch.inf, -torch.inf)
         self.logits[self.always] = torch.inf
 
@@ -233,7 +246,7 @@ class PricedMasks(Masks):
             self._appraise()
         target = self.target(progress)
         reachable = min(target, self.cost + LARGEST_STEP)
-        self.present = select(self.space, self.logits + self.noise, reachable * self.dense_macs, self.granularity)
+        self.present = select(self.space, self._keys(), reachable * self.dense_macs, self.granularity)
         self.full_grown = self.preset.schedule(progress) >= 1 and reachable == target
         return self.present
 

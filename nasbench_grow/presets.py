@@ -41,7 +41,7 @@ class Preset:
     price_base: float = 0.0
     """Paper: lambda_base of the budget controller."""
     cost_aware: bool = False
-    """Paper: a structure is charged for its share of the MACs (c_i) instead of 1."""
+    """A structure is charged for its share of the MACs (c_i) instead of 1; by priced masks only if it is a filter."""
     mask_learning_rate: float = 0.0
     """Paper: learning rate of the logits."""
     mask_momentum: float = 0.0

@@ -386,3 +386,17 @@ def test_the_seed_decides_what_is_sampled(kind):
 
     assert torch.equal(sampled(1), sampled(1))
     assert not torch.equal(sampled(1), sampled(2))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_cost_aware_price_buys_cheap_widths_before_dear_ones(seed):
+    counted, charged = (priced(replace(PRICED, cost_aware=aware), net=Plain, seed=seed) for aware in (False, True))
+    costs = charged.space.marginal_macs(charged.space.full())
+    starts = sorted((group.start for group in charged.space.groups), key=lambda start: float(costs[start]))
+    cheap, dear = (next(g for g in charged.space.groups if g.start == start) for start in (starts[0], starts[-1]))
+    shares = []
+    for masks in (counted, charged):
+        masks.resample(0.75)
+        assert masks.cost == pytest.approx(0.5, abs=0.05)
+        shares.append([masks.present[group.structures].float().mean() for group in (cheap, dear)])
+    assert shares[1][0] > shares[0][0] and shares[1][1] < shares[0][1]

@@ -46,6 +46,29 @@ PROFILES = {
             ),
         ),
         Profile(
+            "families",
+            "growing segmentation and language models to half the MACs, 3 seeds (land cover, Penn Treebank; an hour)",
+            (
+                Grid(
+                    ("landcover",),
+                    ("deeplabv3plus_thin",),
+                    (0.5,),
+                    (0, 1, 2),
+                    epochs=10,
+                    methods=("dense", "uniform", "random", "grow"),
+                ),
+                Grid(
+                    ("ptb",),
+                    ("lstm_200",),
+                    (0.5,),
+                    (0, 1, 2),
+                    epochs=5,
+                    train_samples=3300,
+                    methods=("dense", "uniform", "random", "grow", "grow[cost_aware=true]"),
+                ),
+            ),
+        ),
+        Profile(
             "paper",
             "the full recipes on CIFAR-10: 3 backbones, 3 budgets, 3 seeds (wants a GPU, or weeks)",
             (
