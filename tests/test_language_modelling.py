@@ -9,13 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nasbench_grow import count_macs
+from nasbench_grow import count_macs, registry, results
 from nasbench_grow.backbones import create
 from nasbench_grow.backbones.lstm import LanguageModel
 from nasbench_grow.data.language_modelling import LanguageModelling, ZarembaRecipe
 from nasbench_grow.data.raw import RawText
 from nasbench_grow.data.text import TextSplit, TextTrainSplit
 from nasbench_grow.errors import UserError
+from nasbench_grow.harness.cell import make_cell
+from nasbench_grow.harness.runner import run_cell
+from nasbench_grow.harness.store import Store
 from nasbench_grow.tasks.brown import Brown
 from nasbench_grow.tasks.ptb import PennTreebank
 
@@ -203,3 +206,28 @@ def test_brown_is_divided_by_words_and_merges_the_rare_ones(data, monkeypatch):
     assert vocabulary == [".", "1/2", "<unk>", "The"]
     assert [len(raw.train), len(raw.val), len(raw.test)] == [1000, 300, 700]
     assert [vocabulary[number] for number in raw.train[:4]] == ["The", "1/2", "<unk>", "."]
+
+
+def test_only_the_language_models_serve_a_language_task():
+    assert registry.backbones_for(PennTreebank()) == ["lstm_1500", "lstm_200", "lstm_650"]
+
+
+@pytest.mark.parametrize(("task", "backbone"), [("digits", "lstm_200"), ("ptb", "cifar_resnet20")])
+def test_a_backbone_of_another_kind_is_refused_in_one_line(task, backbone, tmp_path):
+    cell = make_cell(method="dense", task=task, backbone=backbone, budget=1, seed=0, epochs=1)
+    with pytest.raises(UserError, match=f"backbone '{backbone}' cannot serve task '{task}'.*choose one of"):
+        run_cell(cell, Store(tmp_path))
+
+
+def test_a_language_model_grows_in_the_harness(tmp_path, monkeypatch):
+    folder = tmp_path / "ptb"
+    monkeypatch.setenv("NASBENCH_GROW_DATA", str(tmp_path))
+    write_ptb(tmp_path, test=" the dog \n the cat \n")
+    (folder / "ptb.train.txt").write_text(" the cat \n the dog \n" * 1000)
+    cell = make_cell(method="grow", task="ptb", backbone="lstm_200", budget=0.5, seed=0, epochs=2, train_samples=100)
+    record = run_cell(cell, Store(tmp_path / "results"))
+    assert record["status"] == "ok", record["error"]
+    assert record["metric"] == "perplexity" and record["test_metric"] < 10_000
+    assert record["macs"] / record["dense_macs"] == pytest.approx(0.5, abs=0.02)
+    layers = results.widths(tmp_path / "results")["layer"]
+    assert set(layers) == {"embedding", "layers.0", "layers.1", "decoder"}

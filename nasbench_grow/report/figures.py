@@ -204,7 +204,7 @@ def schedule(block: Block, histories: pd.DataFrame) -> Drawing | None:
 
 
 def growth(block: Block, method: str, widths: Widths) -> Drawing | None:
-    """Width of every layer by epoch as a heat map, a panel for each budget (its first seed)."""
+    """Depth, and the width of every layer as a heat map, by epoch: a column for each budget (its first seed)."""
     cells = block.of(method).sort_values("seed").drop_duplicates("budget").sort_values("budget")
     dense = list(block.of("dense")["run_key"][:1])
     seen = widths([*cells["run_key"], *dense])
@@ -214,9 +214,11 @@ def growth(block: Block, method: str, widths: Widths) -> Drawing | None:
     full = seen[seen["run_key"].isin(dense)] if seen["run_key"].isin(dense).any() else seen
     full_width = full.groupby("layer")["width"].max()
     layers = forward_order(seen)
-    figure = Figure(figsize=(1.9 + 2.6 * len(cells), max(2.4, 0.9 + 0.15 * len(layers))), layout="constrained")
-    panels = figure.subplots(1, len(cells), squeeze=False, sharey=True)[0]
-    for axes, (_, cell) in zip(panels, cells.iterrows(), strict=True):
+    height = max(2.4, 0.9 + 0.15 * len(layers))
+    figure = Figure(figsize=(1.9 + 2.6 * len(cells), 0.9 + height), layout="constrained")
+    sizes = {"height_ratios": [0.9, height]}
+    depths, panels = figure.subplots(2, len(cells), squeeze=False, sharex="col", sharey="row", gridspec_kw=sizes)
+    for depth, axes, (_, cell) in zip(depths, panels, cells.iterrows(), strict=True):
         run = seen[seen["run_key"] == cell["run_key"]]
         table = run.pivot(index="layer", columns="epoch", values="width").reindex(layers)
         shares = table.div(full_width.reindex(layers), axis=0).to_numpy(dtype=float)
@@ -233,14 +235,17 @@ def growth(block: Block, method: str, widths: Widths) -> Drawing | None:
             extent=extent,
         )
         axes.grid(False)
-        axes.set_title(f"budget {cell['budget']:g}, seed {cell['seed']}", loc="left")
+        depth.plot(epochs, table.notna().sum(), drawstyle="steps-mid")
+        depth.set_ylim(0, 1.1 * len(layers))
+        depth.set_title(f"budget {cell['budget']:g}, seed {cell['seed']}", loc="left")
         axes.set_xlabel("epoch")
         _whole_epochs(axes, run)
         axes.set_yticks(range(len(layers)), layers, fontsize=6.5)
+    depths[0].set_ylabel("layers")
     figure.colorbar(image, ax=list(panels), label="width (share of full)", shrink=0.8)
     caption = (
-        f"Growth under {method}: output channels of every layer as a share of the dense network's, from the input "
-        "down; grey where a layer is not there."
+        f"Growth under {method}: the number of layers, and the output channels of every layer as a share of the dense "
+        "network's, from the input down; grey where a layer is not there."
     )
     return Drawing(f"growth-{method}", caption, figure)
 
