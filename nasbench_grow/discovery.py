@@ -12,7 +12,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from nasbench_grow.errors import UserError
 from nasbench_grow.layers import CONVS, NORMS, plain_layers, residual_blocks
 from nasbench_grow.recurrent import RECURRENT, input_axes, original_name, outputs, state_axes, unit_axes, with_stand_ins
 from nasbench_grow.space import Axis, ChannelGroup, Layer, Space, WeightCost
+
+if TYPE_CHECKING:
+    from nasbench_grow.dependencies import Coupled, DependencyGraph
 
 MAKERS = (CONVS, nn.Linear, nn.Embedding, RECURRENT)
 """Modules that create channels."""
@@ -110,7 +113,7 @@ class _Couplings:
 
     def trace(self, example: Tensor) -> None:
         """Reads every dependency group of the model."""
-        from nasbench_grow.dependencies import DependencyGraph
+        from nasbench_grow.dependencies import DependencyGraph  # imports torch_pruning
 
         graph = DependencyGraph()
         traced = with_stand_ins(self.model)
@@ -131,32 +134,37 @@ class _Couplings:
         for name, module in self.modules.items():
             self._tie(name, module)
         for group in graph.groups((CONVS, nn.Linear, nn.Embedding)):
-            root = names[id(group[0].dep.target.module)]
-            root_ids = self._root(root)
-            for item in group:
-                target, handler = item.dep.target.module, item.dep.handler
-                if id(target) not in names:
-                    continue
-                name = names[id(target)]
-                if isinstance(target, nn.Parameter):
-                    axes: Iterable[Axis] = [(name, item.dep.target.pruning_dim)]
-                elif not isinstance(self.modules[name], SLICEABLE):
-                    if any(True for _ in target.parameters()):
-                        self.fixed[root] = f"{name} is a {type(target).__name__}, which cannot be sliced"
-                    continue
-                elif graph.is_out_channel_pruning_fn(handler):
-                    axes = _output_axes(name, self.modules[name])
-                    if isinstance(self.modules[name], MAKERS):
-                        self._root(name)
+            self._couple(graph, group, names)
+
+    def _couple(self, graph: DependencyGraph, group: list[Coupled], names: dict[int, str]) -> None:
+        """Joins the entries of a dependency group, on whichever side of their modules they are; ``names`` are those of
+        the traced modules and parameters, by identity."""
+        root = names[id(group[0].dep.target.module)]
+        root_ids = self._root(root)
+        for item in group:
+            target, handler = item.dep.target.module, item.dep.handler
+            if id(target) not in names:
+                continue
+            name = names[id(target)]
+            if isinstance(target, nn.Parameter):
+                axes: Iterable[Axis] = [(name, item.dep.target.pruning_dim)]
+            elif not isinstance(self.modules[name], SLICEABLE):
+                if any(True for _ in target.parameters()):
+                    self.fixed[root] = f"{name} is a {type(target).__name__}, which cannot be sliced"
+                continue
+            elif graph.is_out_channel_pruning_fn(handler):
+                axes = _output_axes(name, self.modules[name])
+                if isinstance(self.modules[name], MAKERS):
+                    self._root(name)
+            else:
+                axes = list(_input_axes(name, self.modules[name]))
+                if isinstance(self.modules[name], MAKERS):
+                    self.consumers |= dict.fromkeys(axes)
+            for axis in axes:
+                if max(item.idxs, default=0) >= self._length(axis):
+                    self.fixed[root] = f"its coupling to {axis[0]} could not be resolved"
                 else:
-                    axes = list(_input_axes(name, self.modules[name]))
-                    if isinstance(self.modules[name], MAKERS):
-                        self.consumers |= dict.fromkeys(axes)
-                for axis in axes:
-                    if max(item.idxs, default=0) >= self._length(axis):
-                        self.fixed[root] = f"its coupling to {axis[0]} could not be resolved"
-                    else:
-                        self._join(self._ids(axis, item.idxs), root_ids[np.asarray(item.root_idxs, dtype=np.int64)])
+                    self._join(self._ids(axis, item.idxs), root_ids[np.asarray(item.root_idxs, dtype=np.int64)])
 
     def _root(self, name: str) -> np.ndarray:
         """Notes a module as one that creates channels; the numbers of its outputs."""

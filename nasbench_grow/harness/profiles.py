@@ -47,7 +47,7 @@ PROFILES = {
         ),
         Profile(
             "families",
-            "growing segmentation and language models to half the MACs, 3 seeds (land cover, Penn Treebank; 2 hours on two cores)",
+            "segmentation and language models at half the MACs, 3 seeds (2 hours on two cores)",
             (
                 Grid(
                     ("landcover",),
