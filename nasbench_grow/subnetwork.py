@@ -97,9 +97,11 @@ def silence(space: Space, bank: nn.Module, before: Tensor, after: Tensor) -> Non
     """Joins what is in ``after`` but not in ``before`` by zeros, so that both sub-networks compute the same.
 
     The bank's consumers ignore a newborn filter at first, and a newborn layer adds nothing; what makes a filter keeps
-    its initial weights, and so do the filters inside a newborn layer, or nothing there could ever learn.
+    its initial weights, and so do the filters inside a newborn layer, or nothing there could ever learn. A newborn
+    plain layer cannot be silent: it takes the place of the identity.
     """
-    born = space.effective(after) & ~space.effective(before)
+    there_before, there_after = (space.resolved(space.effective(present)) for present in (before, after))
+    born = there_after & ~there_before
     layers_born = born[space.filters :].tolist()
     filters = born.clone()
     for group in space.groups:

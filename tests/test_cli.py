@@ -142,6 +142,7 @@ def test_an_interrupted_command_says_how_to_go_on(tmp_path, capsys, monkeypatch,
         time.sleep(10)
 
     monkeypatch.setattr(reproduce, "run_cell", interrupted)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
     results = tmp_path / "a folder"
     assert cli.main(run_words(results)) == 130
     line = capsys.readouterr().err.splitlines()[-1]

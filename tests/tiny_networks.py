@@ -24,7 +24,7 @@ class Plain(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.conv3 = nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(width)
         self.fc = nn.Linear(width, 10)
 
