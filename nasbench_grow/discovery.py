@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from nasbench_grow.cost import count_macs, macs_by_module
 from nasbench_grow.errors import UserError
-from nasbench_grow.layers import CONVS, NORMS, plain_layers, residual_blocks
+from nasbench_grow.layers import CONVS, NORMS, removable_layers
 from nasbench_grow.recurrent import RECURRENT, input_axes, original_name, outputs, state_axes, unit_axes, with_stand_ins
 from nasbench_grow.space import Axis, ChannelGroup, Layer, Space, WeightCost
 
@@ -51,8 +51,7 @@ def discover(model: nn.Module, example: Tensor) -> Space:
     probe, example = _probe(model, example)
     couplings = _Couplings(probe)
     couplings.trace(example)
-    blocks = residual_blocks(probe, example)
-    plain = plain_layers(probe, example, blocks)
+    blocks, plain = removable_layers(probe, example)
     rates = _rates(probe, example)
     rejected: dict[str, str] = {}
     while True:

@@ -8,7 +8,7 @@ the norm and the activation that follow it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +22,18 @@ CONVS = nn.modules.conv._ConvNd
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 
 
-def residual_blocks(model: nn.Module, example: Tensor) -> list[Layer]:
-    """The outermost modules that return their input once the end of their branch is zero."""
+def removable_layers(model: nn.Module, example: Tensor) -> tuple[list[Layer], list[Layer]]:
+    """The residual blocks of a model, and the plain layers outside of them, each in forward order.
+
+    Whether a plain layer can really leave is for its channels to say; until then, its groups are unknown.
+    """
     calls = _watch(model, example)
+    blocks = _residual_blocks(model, calls)
+    return blocks, _plain_layers(model, calls, blocks)
+
+
+def _residual_blocks(model: nn.Module, calls: _Calls) -> list[Layer]:
+    """The outermost modules that return their input once the end of their branch is zero."""
     layers: list[Layer] = []
     for path, module in model.named_modules():
         if path in calls.copies and calls.keeps_shape(path) and not _inside(path, layers):
@@ -34,12 +43,8 @@ def residual_blocks(model: nn.Module, example: Tensor) -> list[Layer]:
     return layers
 
 
-def plain_layers(model: nn.Module, example: Tensor, blocks: Iterable[Layer]) -> list[Layer]:
-    """The convolutions outside of ``blocks`` that keep the shape, each with its norm and activation, in forward order.
-
-    Whether one can really leave is for its channels to say; until then, its groups are unknown.
-    """
-    calls = _watch(model, example)
+def _plain_layers(model: nn.Module, calls: _Calls, blocks: Iterable[Layer]) -> list[Layer]:
+    """The convolutions outside of ``blocks`` that keep the shape, each with its norm and activation."""
     modules = dict(model.named_modules())
     layers = []
     for path in calls.order:
@@ -121,7 +126,7 @@ def _branch_end(path: str, block: nn.Module, calls: _Calls) -> tuple[str, ...]:
     return ()
 
 
-def _taker(path: str, calls: _Calls, modules: dict[str, nn.Module], fits: Any) -> str | None:
+def _taker(path: str, calls: _Calls, modules: dict[str, nn.Module], fits: Callable[[nn.Module], bool]) -> str | None:
     """The first module to do something with the output of ``path``, if it fits and keeps the shape."""
     given = calls.outputs[path]
     for name in calls.order[calls.order.index(path) + 1 :]:
