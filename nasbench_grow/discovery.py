@@ -218,11 +218,10 @@ class _Couplings:
         units = output[: layer.hidden_size]
         self._join(output, np.tile(units, len(output) // len(units)))
         for axis in unit_axes(name, layer):
-            if axis[0] in self.shapes:
-                entries = self._ids(axis, range(self._length(axis)))
-                self._join(entries, np.resize(units, len(entries)))
-                if axis[1] == 1:
-                    self.consumers[axis] = None
+            entries = self._ids(axis, range(self._length(axis)))
+            self._join(entries, np.resize(units, len(entries)))
+            if axis[1] == 1:
+                self.consumers[axis] = None
 
     def space(
         self,

@@ -226,7 +226,6 @@ class PricedMasks(Masks):
         self.logits[self.always] = torch.inf
         planned = select(self.space, self._keys(), self.budget * self.dense_macs, self.granularity)
         self.logits[layers] = torch.where(planned[layers], torch.inf, -torch.inf)
-        self.logits[self.always] = torch.inf
 
     def gates(self) -> Tensor:
         return self._ones

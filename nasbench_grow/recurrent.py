@@ -25,13 +25,12 @@ def outputs(layer: nn.RNNBase) -> int:
 
 
 def unit_axes(name: str, layer: nn.RNNBase) -> Iterator[_Axis]:
-    """The axes of the module's tensors (its running state, kept in buffers, too) along which its units run: all units
-    once a gate or direction, in the same order each time."""
+    """The axes of the module's weights along which its units run: all units once a gate or direction, in the same order
+    each time."""
     for key, parameter in layer.named_parameters():
         yield f"{name}.{key}", 0
         if parameter.ndim == 2 and not key.startswith("weight_ih_l0"):
             yield f"{name}.{key}", 1
-    yield from state_axes(name, layer)
 
 
 def input_axes(name: str, layer: nn.RNNBase) -> Iterator[_Axis]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nasbench_grow.contract import Batch
-from nasbench_grow.data.images import Normalisation, epoch_seed
+from nasbench_grow.data.images import Normalisation, WholeBatches, epoch_seed
 from nasbench_grow.errors import UserError
 
 Sample = TypeVar("Sample")
@@ -75,7 +75,7 @@ class DecodedSplit(Generic[Sample]):
             yield self.normalisation(images), targets
 
 
-class DecodedTrainSplit(DecodedSplit[Sample]):
+class DecodedTrainSplit(DecodedSplit[Sample], WholeBatches):
     """Samples that are trained on: shuffled epochs under ``augmented``, which draws from PyTorch's global generator."""
 
     def __init__(
@@ -88,10 +88,6 @@ class DecodedTrainSplit(DecodedSplit[Sample]):
     ) -> None:
         super().__init__(samples, view, normalisation, device)
         self.augmented = augmented
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Number of batches of an epoch: whole ones only, but at least one."""
-        return max(1, len(self) // batch_size)
 
     def epoch(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
         """Shuffled, augmented, normalised batches: a pure function of the arguments, whatever the number of workers.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,7 +77,15 @@ class ImageSplit:
             yield self.normalisation(images), labels.long()
 
 
-class ImageTrainSplit(ImageSplit):
+class WholeBatches(Sized):
+    """A split whose epochs consist of whole batches."""
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Number of batches of an epoch: whole ones only, but at least one."""
+        return max(1, len(self) // batch_size)
+
+
+class ImageTrainSplit(ImageSplit, WholeBatches):
     """A part of an image data set that is trained on: shuffled, augmented epochs beside the plain batches."""
 
     def __init__(
@@ -85,10 +93,6 @@ class ImageTrainSplit(ImageSplit):
     ) -> None:
         super().__init__(images, labels, normalisation)
         self.augmentation = augmentation
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Number of batches of an epoch: whole ones only, but at least one."""
-        return max(1, len(self) // batch_size)
 
     def epoch(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
         """Shuffled, augmented, normalised batches: a pure function of the arguments, the same on every device."""

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from nasbench_grow.contract import Batch
 from nasbench_grow.data.decoding import DecodedSplit, DecodedTrainSplit, Shown, read_image
-from nasbench_grow.data.images import ImageSplit, Normalisation, epoch_seed
+from nasbench_grow.data.images import ImageSplit, Normalisation, WholeBatches, epoch_seed
 from nasbench_grow.data.segmentation import VOID
 from nasbench_grow.errors import UserError
 
@@ -114,16 +114,12 @@ def turned(image: Tensor, mask: Tensor) -> Scene:
     return (image.flip(-1), mask.flip(-1)) if mirrored else (image, mask)
 
 
-class MemoryTrainSplit(ImageSplit):
+class MemoryTrainSplit(ImageSplit, WholeBatches):
     """Scenes in memory that are trained on: shuffled, augmented epochs beside the plain batches."""
 
     def __init__(self, images: Tensor, masks: Tensor, normalisation: Normalisation, augment: Augment) -> None:
         super().__init__(images, masks, normalisation)
         self.augment = augment
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Number of batches of an epoch: whole ones only, but at least one."""
-        return max(1, len(self) // batch_size)
 
     def epoch(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
         """Shuffled, augmented, normalised batches: a pure function of the arguments, the same on every device."""
