@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nasbench_grow.attention import Attention, attention_layers, bridge_heads, features_axis, head_axes, is_attention
 from nasbench_grow.cost import count_macs, macs_by_module
 from nasbench_grow.errors import UserError
 from nasbench_grow.layers import CONVS, NORMS, removable_layers
@@ -109,13 +110,15 @@ class _Couplings:
         self.order = {name: position for position, name in enumerate(self.modules)}
         self.fixed: dict[str, str] = {}
         self.consumers: dict[Axis, None] = {}
+        self.late: list[Axis] = []
 
     def trace(self, example: Tensor) -> None:
         """Reads every dependency group of the model."""
         from nasbench_grow.dependencies import DependencyGraph  # imports torch_pruning
 
         graph = DependencyGraph()
-        traced = with_stand_ins(self.model)
+        attentions = attention_layers(self.model, example)
+        traced = bridge_heads(with_stand_ins(self.model), attentions)
         try:
             with torch.enable_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -126,14 +129,18 @@ class _Couplings:
                 f"cannot trace {type(self.model).__name__} with an input of shape {tuple(example.shape)}: {reason}; "
                 "give a model and an example input that run together"
             ) from error
-        names = {id(module): original_name(name) for name, module in traced.named_modules()}
+        originals = ((original_name(name), module) for name, module in traced.named_modules())
+        names = {id(module): name for name, module in originals if name in self.modules}
         names |= {id(parameter): name for name, parameter in traced.named_parameters()}
         for name in _makers_of_output(self.model, example):
             self.fixed[name] = "its channels are the model's output"
         for name, module in self.modules.items():
             self._tie(name, module)
+        for name, attention in attentions.items():
+            self._tie_heads(name, attention)
         for group in graph.groups((CONVS, nn.Linear, nn.Embedding)):
-            self._couple(graph, group, names)
+            if id(group[0].dep.target.module) in names:
+                self._couple(graph, group, names)
 
     def _couple(self, graph: DependencyGraph, group: list[Coupled], names: dict[int, str]) -> None:
         """Joins the entries of a dependency group, on whichever side of their modules they are; ``names`` are those of
@@ -179,7 +186,7 @@ class _Couplings:
                 return outputs(module)
             assert isinstance(module, CONVS)
             return module.in_channels
-        return self.shapes[name][dim]
+        return (self.shapes[name] if name in self.shapes else self.model.get_buffer(name).shape)[dim]
 
     def _ids(self, axis: Axis, index: Iterable[int]) -> np.ndarray:
         """Numbers of some entries of an axis, registered on first sight."""
@@ -222,12 +229,23 @@ class _Couplings:
             self._join(entries, np.resize(units, len(entries)))
             if axis[1] == 1:
                 self.consumers[axis] = None
+                self.late.append(axis)
+
+    def _tie_heads(self, name: str, attention: Attention) -> None:
+        """Joins all that belongs to one head."""
+        joined = features_axis(name)
+        features = self._ids(joined, range(self._length(joined)))
+        leaders = features[:: len(features) // attention.num_heads]
+        for axis, heads in head_axes(name, attention):
+            self._join(self._ids(axis, range(len(heads))), leaders[heads])
+        self.consumers[joined] = None
+        self.late.append(joined)
 
     def space(
         self,
         blocks: list[Layer],
         plain: list[Layer],
-        rates: dict[str, float],
+        rates: dict[tuple[Axis, ...], float],
         dense_macs: int,
         rejected: dict[str, str],
     ) -> Space:
@@ -249,7 +267,7 @@ class _Couplings:
         for index, (group, axes) in enumerate(zip(groups, families, strict=True)):
             groups[index] = replace(group, layer=_enclosing(layers, index, [name for name, _ in axes]))
         consumers = [axis for axis in self.consumers if axis in owners]
-        costs = [WeightCost(rate, name, _enclosing(layers, None, [name])) for name, rate in rates.items()]
+        costs = [WeightCost(rate, axes, _enclosing(layers, None, [axes[0][0]])) for axes, rate in rates.items()]
         space = Space(groups, layers, owners, self._gated(owners), consumers, fixed, self.shapes, costs)
         space.constant_macs = dense_macs - space.macs(space.full())
         return space
@@ -311,10 +329,13 @@ class _Couplings:
 
     def _gated(self, owners: dict[Axis, Tensor]) -> list[Axis]:
         """The axes that carry the filters' gates: those of affine norm parameters; where a filter meets no norm, of the
-        weights and biases that create it (a scale before a normalisation would be divided away), but for the units of
-        recurrent layers, which gates and states squash: of the weights that take them in."""
+        weights and biases that create it (a scale before a normalisation would be divided away), but for recurrent
+        units, which gates squash, and heads, in which a softmax weighs values: of the weights that take them in."""
         normed = torch.zeros(1 + max((int(owner.max()) for owner in owners.values()), default=0), dtype=torch.bool)
-        recurrent = normed.clone()
+        late = normed.clone()
+        for axis in self.late:
+            if axis in owners:
+                late[owners[axis][owners[axis] >= 0]] = True
         norms, makers = [], []
         for axis, owner in owners.items():
             name, dim = axis
@@ -323,12 +344,10 @@ class _Couplings:
             if isinstance(module, NORMS) and key in ("weight", "bias"):
                 norms.append(axis)
                 normed[mine] = True
-            elif isinstance(module, RECURRENT) and dim == 1 and key.startswith("weight_hh"):
-                recurrent[mine] = True
             elif isinstance(module, nn.Embedding) or (dim == 0 and isinstance(module, (CONVS, nn.Linear))):
                 makers.append(axis)
-        bare = [axis for axis in makers if not normed[owners[axis].clamp(min=0)].any()]
-        taken_in = [axis for axis in self.consumers if axis in owners and recurrent[owners[axis].clamp(min=0)].any()]
+        bare = [axis for axis in makers if not (normed | late)[owners[axis].clamp(min=0)].any()]
+        taken_in = [axis for axis in self.consumers if axis in owners and late[owners[axis].clamp(min=0)].any()]
         return norms + bare + taken_in
 
 
@@ -391,13 +410,17 @@ def _makers_of_output(model: nn.Module, example: Tensor) -> list[str]:
     return [name for name, tensor in outputs.items() if tensor.data_ptr() in last]
 
 
-def _rates(model: nn.Module, example: Tensor) -> dict[str, float]:
-    """MACs per pair of output and input entry of every weight that multiplies, from the one counter."""
-    rates: dict[str, float] = {}
+def _rates(model: nn.Module, example: Tensor) -> dict[tuple[Axis, ...], float]:
+    """MACs, from the one counter, per pair of output and input entry of every weight that multiplies, and per feature
+    of every attention layer's heads; by the axes along which those run."""
+    rates: dict[tuple[Axis, ...], float] = {}
     modules = dict(model.named_modules())
     for name, macs in macs_by_module(model, example).items():
         module = modules.get(name)
         if isinstance(module, (CONVS, nn.Linear, RECURRENT)):
             weights = {key: weight.shape[:2].numel() for key, weight in module.named_parameters() if weight.ndim > 1}
-            rates |= {f"{name}.{key}": macs / sum(weights.values()) for key in weights}
+            pairs = {key: ((f"{name}.{key}", 0), (f"{name}.{key}", 1)) for key in weights}
+            rates |= {pairs[key]: macs / sum(weights.values()) for key in weights}
+        elif module is not None and is_attention(module):
+            rates[(features_axis(name),)] = macs / module.proj.weight.shape[1]
     return rates

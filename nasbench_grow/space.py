@@ -11,6 +11,7 @@ model, :mod:`nasbench_grow.subnetwork` builds the networks that a ``present`` ve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -72,11 +73,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class WeightCost:
-    """MACs of one module as a product: ``rate`` x kept outputs x kept inputs of its weight."""
+    """MACs as a product: ``rate`` x the kept lengths of some axes.
+
+    Of a weight, its outputs and inputs; of the products inside an attention layer, the features of its heads.
+    """
 
     rate: float
-    """MACs per (output entry, input entry) pair of the weight."""
-    tensor: str
+    """MACs per entry of each of the axes, e.g. per (output, input) pair of a weight."""
+    axes: tuple[Axis, ...]
     layer: int | None
 
 
@@ -90,11 +94,11 @@ class Space:
         owners: for each axis that shrinks, the structure that owns each of its entries (-1: always there).
         gated: axes whose entries are scaled by their filter's gate: the affine parameters of the normalisations; where
             no normalisation follows, the weights and biases of the convolutions; the weights that take in the units of
-            a recurrent layer.
+            a recurrent layer or the heads of an attention layer.
         consumers: axes that run along what a weight takes in.
         fixed: what cannot be grown, and why.
-        costs: the MACs of every weight.
-        constant_macs: MACs that no structure changes (e.g. attention between fixed heads).
+        costs: the MACs of every weight, and of the products inside attention layers.
+        constant_macs: MACs that no structure changes.
     """
 
     groups: list[ChannelGroup]
@@ -215,15 +219,15 @@ class Space:
             if not layers[index - self.filters]:
                 counts[got] = counts[given]
         total = self.constant_macs
-        for cost, outputs, inputs in self._linear_sizes:
+        for cost, lengths in self._lengths:
             if cost.layer is None or layers[cost.layer]:
-                total += cost.rate * outputs(counts) * inputs(counts)
+                total += cost.rate * math.prod(length(counts) for length in lengths)
         return round(total)
 
     @cached_property
-    def _linear_sizes(self) -> list[tuple[WeightCost, _Length, _Length]]:
-        """Each weight's output and input length as a function of the groups' filter counts."""
-        return [(cost, self._length((cost.tensor, 0)), self._length((cost.tensor, 1))) for cost in self.costs]
+    def _lengths(self) -> list[tuple[WeightCost, list[_Length]]]:
+        """The length of each axis of a cost as a function of the groups' filter counts."""
+        return [(cost, [self._length(axis) for axis in cost.axes]) for cost in self.costs]
 
     def _length(self, axis: Axis) -> _Length:
         name, dim = axis

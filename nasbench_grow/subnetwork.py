@@ -12,7 +12,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from nasbench_grow.recurrent import RECURRENT, resize
+from nasbench_grow import attention, recurrent
 from nasbench_grow.space import Space
 
 
@@ -55,12 +55,14 @@ def fit(network: nn.Module, full: nn.Module) -> None:
         full: the network it was cut from, for what shapes alone do not say (channels per convolution group).
     """
     for name, module in network.named_modules():
-        if isinstance(module, RECURRENT):
-            resize(module, full.get_submodule(name))
+        original = full.get_submodule(name)
+        if isinstance(module, recurrent.RECURRENT):
+            recurrent.resize(module, original)
+        elif attention.is_attention(original):
+            attention.resize(module, original)
         if not isinstance(getattr(module, "weight", None), Tensor):
             continue
         shape = module.weight.shape
-        original = full.get_submodule(name)
         if isinstance(module, nn.modules.conv._ConvNd):
             assert isinstance(original, nn.modules.conv._ConvNd)
             if module.transposed:
