@@ -25,7 +25,7 @@ from nasbench_grow.harness import measure
 
 CODE = (
     *("cost.py", "dependencies.py", "discovery.py", "exactness.py"),
-    *("layers.py", "recurrent.py", "space.py", "subnetwork.py"),
+    *("attention.py", "layers.py", "recurrent.py", "space.py", "subnetwork.py"),
     *("model_table/examine.py", "model_table/kinds.py"),
 )
 """Our files that an examination runs."""
