@@ -20,13 +20,15 @@ class UnfinishedTuner(Tuner):
     Args:
         profile: name of the profile, see ``nasbench-grow list profiles``.
         results: the results folder, relative to the repository's root.
-        methods: keep these only (None = all), as ``nasbench-grow reproduce --methods`` does.
+        methods, tasks: keep these only (None = all), as ``nasbench-grow reproduce --methods --tasks`` does.
     """
 
-    def __init__(self, profile: str, results: str, methods: list[str] | None = None) -> None:
+    def __init__(
+        self, profile: str, results: str, methods: list[str] | None = None, tasks: list[str] | None = None
+    ) -> None:
         self.profile = profile
         self.results = ROOT / results
-        self.methods = methods
+        self.methods, self.tasks = methods, tasks
         self.waiting: list[dict[str, Any]] | None = None
 
     def update_search_space(self, search_space: dict[str, Any]) -> None:
@@ -40,7 +42,7 @@ class UnfinishedTuner(Tuner):
         from nasbench_grow.harness.reproduce import cells_of, unfinished
         from nasbench_grow.harness.store import Store
 
-        cells = unfinished(cells_of(registry.profile(self.profile), self.methods), Store(self.results))
+        cells = unfinished(cells_of(registry.profile(self.profile), self.methods, self.tasks), Store(self.results))
         self.waiting = [asdict(cell) for cell in cells]
         # A tuner that runs out of trials before the maximum leaves NNI 3.0 waiting forever: set the maximum to fit.
         port = urlsplit(os.environ["NNI_TUNER_COMMAND_CHANNEL"]).port

@@ -108,7 +108,8 @@ def test_words_that_do_not_parse_are_one_line_and_exit_code_2(capsys, words):
 def test_reproduce_says_what_it_did(tmp_path, capsys, monkeypatch):
     use_methods(monkeypatch)
     monkeypatch.setattr(reproduce, "run_cell", pytest.fail)
-    words = ["reproduce", "--profile", "smoke", "--methods", "dense,refusing", "--results", str(tmp_path)]
+    words = ["reproduce", "--profile", "smoke", "--tasks", "digits", "--methods", "dense,refusing"]
+    words += ["--results", str(tmp_path)]
     assert cli.main([*words, "--dry-run"]) == 0
     assert "2 cells, 0 done, 2 to do" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []

@@ -73,7 +73,8 @@ def test_reproduce_sweep_runs_the_unfinished_cells_and_ends(tmp_path: Path) -> N
     config["trialCodeDirectory"] = str(SWEEPS.parent)
     config["tuner"]["codeDirectory"] = str(SWEEPS)
     folder = tmp_path / "results"
-    config["tuner"]["classArgs"] = {"profile": "smoke", "results": str(folder), "methods": ["dense"]}
+    only = {"methods": ["dense"], "tasks": ["digits"]}
+    config["tuner"]["classArgs"] = {"profile": "smoke", "results": str(folder), **only}
 
     experiment = run_experiment(config, tmp_path)
 

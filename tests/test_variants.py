@@ -155,7 +155,8 @@ def test_a_variant_runs_from_the_command_line_to_the_report(tmp_path, capsys) ->
 
 def test_names_in_a_list_are_split_outside_of_brackets_only(tmp_path, capsys) -> None:
     methods = "uniform, grow[growth=0.3,settle=0.5] ,dense"
-    words = ["reproduce", "--profile", "smoke", "--methods", methods, "--results", str(tmp_path), "--dry-run"]
+    words = ["reproduce", "--profile", "smoke", "--tasks", "digits", "--methods", methods]
+    words += ["--results", str(tmp_path), "--dry-run"]
     assert cli.main(words) == 0
     shown = [line.partition(" digits")[0] for line in capsys.readouterr().out.splitlines()[:-1]]
     assert shown == ["dense", "uniform", "grow[growth=0.3,settle=0.5]"]

@@ -7,28 +7,36 @@ from nasbench_grow.harness.grids import Grid, Profile
 
 __all__ = ["PROFILES", "Grid", "Profile"]
 
+_FEW = ("dense", "uniform", "grow")
+
 PROFILES = {
     profile.name: profile
     for profile in (
         Profile(
             "smoke",
-            "every method for two epochs on digits: does everything work? (3 minutes on two cores)",
-            (Grid(("digits",), ("cifar_resnet20",), budgets=(0.5,), seeds=(0,), epochs=2, train_samples=512),),
+            "every method on digits, grow on each kind of task: does everything work? (3 minutes on two cores)",
+            (
+                Grid(("digits",), ("cifar_resnet20",), (0.5,), (0,), epochs=2, train_samples=512),
+                Grid(("cifar10",), ("cifar_resnet20",), (0.5,), (0,), 1, 512, ("dense", "grow")),
+                Grid(("landcover",), ("deeplabv3plus_thin",), (0.5,), (0,), 1, 60, ("dense", "grow")),
+                Grid(("ptb",), ("lstm_200",), (0.5,), (0,), 1, 800, ("dense", "grow")),
+            ),
         ),
         Profile(
             "laptop",
+            "half the MACs on CIFAR-10, land cover, Penn Treebank; short runs, 3 seeds (30 minutes on two cores)",
+            (
+                Grid(("cifar10",), ("cifar_resnet20",), (0.5,), (0, 1, 2), 5, 2048, (*_FEW, "random", "l1")),
+                Grid(("landcover",), ("deeplabv3plus_thin",), (0.5,), (0, 1, 2), 10, methods=_FEW),
+                Grid(("ptb",), ("lstm_200",), (0.5,), (0, 1, 2), 4, 1400, _FEW),
+            ),
+        ),
+        Profile(
+            "methods",
             "every method on part of CIFAR-10, 2 budgets (grow: 3), 3 seeds (40 minutes on two cores)",
             (
                 Grid(("cifar10",), ("cifar_resnet20",), (0.25, 0.5), (0, 1, 2), epochs=5, train_samples=2048),
-                Grid(
-                    ("cifar10",),
-                    ("cifar_resnet20",),
-                    (0.75,),
-                    (0, 1, 2),
-                    epochs=5,
-                    train_samples=2048,
-                    methods=("grow",),
-                ),
+                Grid(("cifar10",), ("cifar_resnet20",), (0.75,), (0, 1, 2), 5, 2048, ("grow",)),
             ),
         ),
         Profile(
@@ -55,7 +63,7 @@ PROFILES = {
                     (0.5,),
                     (0, 1, 2),
                     epochs=10,
-                    methods=("dense", "uniform", "random", "grow"),
+                    methods=(*_FEW, "random"),
                 ),
                 Grid(
                     ("ptb",),
@@ -64,7 +72,7 @@ PROFILES = {
                     (0, 1, 2),
                     epochs=8,
                     train_samples=6600,
-                    methods=("dense", "uniform", "random", "grow", "grow[cost_aware=true]"),
+                    methods=(*_FEW, "random", "grow[cost_aware=true]"),
                 ),
             ),
         ),

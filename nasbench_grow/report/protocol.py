@@ -10,6 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from nasbench_grow.harness.cell import DEFAULT_EPOCHS
+
 PROTOCOL = ["task", "backbone", "setup", "epochs", "train_samples"]
 """Cells that agree in these were run under the same rules; only they share a table or a figure."""
 
@@ -78,10 +80,19 @@ class Block:
         """The whole protocol, with the machine and the versions, in a few sentences."""
         seeds = ", ".join(str(seed) for seed in sorted(set(self.cells["seed"].dropna())))
         return (
-            f"{self.title}; seeds {seeds}. Test {self.metric} is that of the network returned after the last epoch: "
-            "no epoch is chosen, and whatever is chosen at all is chosen on the validation split. "
+            f"{self.title}; seeds {seeds}.{self._shortened} Test {self.metric} is that of the network returned after "
+            "the last epoch: no epoch is chosen, and whatever is chosen at all is chosen on the validation split. "
             f"{provenance(self.cells)}"
         )
+
+    @property
+    def _shortened(self) -> str:
+        """What was left out to make the runs short."""
+        cut = [
+            *([f"{self.epochs} epochs (default: {DEFAULT_EPOCHS})"] if self.epochs < DEFAULT_EPOCHS else []),
+            *(["part of the training samples"] if self.train_samples else []),
+        ]
+        return f" Shortened: {', '.join(cut)}." if cut else ""
 
     @cached_property
     def metric(self) -> str:
