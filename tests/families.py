@@ -55,7 +55,6 @@ _DPN = tuple(  # split into a residual and a dense part of fixed widths
     for stage, stride in ((2, 1), (3, 2), (4, 2), (5, 2))
     for conv in (f"w_s{stride}.conv", "c1")
 )
-_VIT = tuple(f"blocks.{block}.attn.qkv" for block in (0, 1))  # reshaped into a fixed number of heads
 FAMILIES = {
     "resnet": Family(_timm("resnet50", layers=_SHORT, channels=_NARROW), 15, 1, "fc"),
     "seresnet": Family(_timm("seresnet18", layers=_SHORT, channels=_NARROW), 15, 1, "fc"),
@@ -83,7 +82,7 @@ FAMILIES = {
     "darknet": Family(_timm("darknet17"), 11, 5, "head.fc"),
     "vovnet": Family(_timm("ese_vovnet19b_slim"), 19, 0, "head.fc"),
     "hardcorenas": Family(_timm("hardcorenas_a"), 27, 5, "classifier"),
-    "vit": Family(_timm("vit_tiny_patch16_224", depth=2, img_size=64), 3, 0, "head", fixed=_VIT),
+    "vit": Family(_timm("vit_tiny_patch16_224", depth=2, img_size=64), 5, 0, "head"),
 }
 
 

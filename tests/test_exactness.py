@@ -90,9 +90,11 @@ def test_what_can_grow_is_found(family: str) -> None:
         assert found.fixed[name].startswith("the network does not run without some of them (")
 
 
-def test_the_widths_of_a_transformer_are_those_of_its_mlps_and_its_tokens() -> None:
+def test_the_widths_of_a_transformer_are_those_of_its_mlps_its_tokens_and_its_heads() -> None:
     assert space("vit").widths(space("vit").full()) == {
         "patch_embed.proj": 192,
+        "blocks.0.attn.qkv": 3,
         "blocks.0.mlp.fc1": 768,
+        "blocks.1.attn.qkv": 3,
         "blocks.1.mlp.fc1": 768,
     }

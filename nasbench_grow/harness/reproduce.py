@@ -155,19 +155,21 @@ def _is_ok(record: Record | None) -> bool:
 
 
 def _expand(grid: Grid, methods: Collection[str] | None, tasks: Collection[str] | None) -> Iterable[Cell]:
+    chosen = [task for task in grid.tasks if tasks is None or task in tasks]
+    if not chosen:
+        return
     names = [registry.method(name).name for name in (registry.methods() if grid.methods is None else grid.methods)]
     if methods is not None:
         asked = [name for name in methods if variants.split(name)[0] in names]
         names = [name for name in names if name in methods] + [name for name in asked if name not in names]
-    for seed, task, backbone, budget, method in product(grid.seeds, grid.tasks, grid.backbones, grid.budgets, names):
-        if tasks is None or task in tasks:
-            yield make_cell(
-                method=method,
-                task=task,
-                backbone=backbone,
-                budget=budget,
-                seed=seed,
-                epochs=grid.epochs,
-                train_samples=grid.train_samples,
-                setup=grid.setup,
-            )
+    for seed, task, backbone, budget, method in product(grid.seeds, chosen, grid.backbones, grid.budgets, names):
+        yield make_cell(
+            method=method,
+            task=task,
+            backbone=backbone,
+            budget=budget,
+            seed=seed,
+            epochs=grid.epochs,
+            train_samples=grid.train_samples,
+            setup=grid.setup,
+        )
