@@ -123,6 +123,9 @@ class Task(ABC):
         """Finds or downloads the data; returns where they lie, None if the task makes them itself."""
         return None
 
+    def initialise(self, network: nn.Module, train: TrainSplit) -> None:  # noqa: B027 (most data tell nothing)
+        """Set, in place, those initial weights of a network just built that the training data tell: here none."""
+
     def output_shape(self) -> tuple[int, ...]:
         """Shape of what a network must give for one input, without the batch axis: a logit for each class."""
         return (self.num_classes,)

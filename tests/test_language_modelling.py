@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nasbench_grow import count_macs, registry, results
 from nasbench_grow.backbones import create
 from nasbench_grow.backbones.lstm import LanguageModel
-from nasbench_grow.data.language_modelling import LanguageModelling, ZarembaRecipe
+from nasbench_grow.data.language_modelling import SMALL, LanguageModelling, ZarembaRecipe
 from nasbench_grow.data.raw import RawText
 from nasbench_grow.data.text import TextSplit, TextTrainSplit
 from nasbench_grow.errors import UserError
@@ -21,6 +21,7 @@ from nasbench_grow.harness.runner import run_cell
 from nasbench_grow.harness.store import Store
 from nasbench_grow.tasks.brown import Brown
 from nasbench_grow.tasks.ptb import PennTreebank
+from nasbench_grow.tasks.ptb_small import SmallPennTreebank
 
 CPU = torch.device("cpu")
 
@@ -104,6 +105,30 @@ def test_learning_rate_of_the_large_recipe():
                 assert recipe.learning_rate_at(progress) == pytest.approx(1.15 ** -max(0, epoch - 14))
 
 
+def test_learning_rate_of_the_small_recipe():
+    """13 epochs: 1 for 4 of them, then half of the epoch before."""
+    for epoch in (1, 4, 5, 6, 13):
+        assert SMALL.learning_rate_at((epoch - 0.5) / 13) == pytest.approx(0.5 ** max(0, epoch - 4))
+
+
+def test_training_starts_from_the_frequencies_of_the_words():
+    task = Alphabet()
+    train = task.load(CPU).train
+    network = LanguageModel(7, 5, layers=2, dropout=0.5, scale=0.0)
+    task.initialise(network, train)
+    frequencies = torch.bincount(task.read().train, minlength=7) / 2000
+    logits = network(torch.zeros(1, 3, dtype=torch.int64))
+    assert torch.allclose(logits.softmax(2), frequencies.expand(1, 2, 7), atol=1e-3)
+
+
+def test_a_word_that_is_never_seen_keeps_a_chance():
+    task = Alphabet()
+    network = LanguageModel(9, 5, layers=2, dropout=0.5, scale=0.0)
+    task.num_classes = 9
+    task.initialise(network, task.load(CPU).train)
+    assert network.decoder.bias.isfinite().all()
+
+
 def test_the_optimizer_clips_the_gradient():
     network = nn.Linear(3, 1, bias=False)
     before = network.weight.detach().clone()
@@ -131,6 +156,16 @@ def test_train_samples_are_the_first_sequences():
 def test_a_text_too_short_for_a_batch_is_refused(lengths):
     with pytest.raises(UserError, match="too few for 20 sequences of 35; give 736 or more"):
         Alphabet(*lengths).load(CPU)
+
+
+def test_the_small_task_reads_the_same_texts_in_shorter_sequences(data):
+    folder = write_ptb(data)
+    (folder / "ptb.train.txt").write_text(" the cat \n the dog \n" * 200)
+    task = SmallPennTreebank()
+    assert torch.equal(task.read().train, PennTreebank().read().train)
+    inputs, targets = next(task.load(CPU).train.epoch(1, 20, seed=0))
+    assert inputs.shape == (20, 21) and targets.shape == (20, 20)
+    assert registry.backbones_for(task) == registry.backbones_for(PennTreebank())
 
 
 def test_macs_of_the_large_network():
@@ -224,7 +259,9 @@ def test_a_language_model_grows_in_the_harness(tmp_path, monkeypatch):
     monkeypatch.setenv("NASBENCH_GROW_DATA", str(tmp_path))
     write_ptb(tmp_path, test=" the dog \n the cat \n")
     (folder / "ptb.train.txt").write_text(" the cat \n the dog \n" * 1000)
-    cell = make_cell(method="grow", task="ptb", backbone="lstm_200", budget=0.5, seed=0, epochs=2, train_samples=100)
+    cell = make_cell(
+        method="grow", task="ptb_small", backbone="lstm_200", budget=0.5, seed=0, epochs=2, train_samples=100
+    )
     record = run_cell(cell, Store(tmp_path / "results"))
     assert record["status"] == "ok", record["error"]
     assert record["metric"] == "perplexity" and record["test_metric"] < 10_000

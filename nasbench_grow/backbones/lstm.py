@@ -35,6 +35,10 @@ class LanguageModel(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -scale, scale)
 
+    def get_classifier(self) -> nn.Linear:
+        """The layer that gives the logits, by the name that it has in timm's models."""
+        return self.decoder
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits of the word after each word."""
         goes_on, words = inputs[:, 0] > 0, inputs[:, 1:]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nasbench_grow.contract import Recipe, Split, Splits, Task
+from nasbench_grow.contract import Recipe, Split, Splits, Task, TrainSplit
 from nasbench_grow.data.evaluating import evaluating
 from nasbench_grow.data.raw import RawText
 from nasbench_grow.data.text import TextSplit, TextTrainSplit
@@ -23,7 +23,7 @@ class ZarembaRecipe(Recipe):
     """Plain SGD with clipped gradients, as for the large network of the paper (section 4.1).
 
     The rate is constant for 14 of 55 epochs, then divided by 1.15 after each; a run of another length goes through the
-    same 55 stages in its own time.
+    same 55 stages in its own time. :data:`SMALL` is the recipe of the network that is not regularised.
     """
 
     batch_size: int = 20
@@ -54,6 +54,11 @@ class ZarembaRecipe(Recipe):
         return optimizer
 
 
+SMALL = ZarembaRecipe(clip=5.0, stages=13, constant_stages=4, decay=2.0)
+SMALL_SEQUENCE = 20
+"""Time steps of truncated back-propagation that go with it."""
+
+
 class LanguageModelling(Task):
     """Predicts each word of a text from those before it.
 
@@ -67,6 +72,15 @@ class LanguageModelling(Task):
     """Time steps of truncated back-propagation (T)."""
     input_shape = (1 + sequence,)
     recipe = ZarembaRecipe()
+
+    def initialise(self, network: nn.Module, train: TrainSplit) -> None:
+        """Start the softmax's biases at the logarithms of the words' frequencies (a word counts one more than it is
+        seen), so that no hidden unit has to learn them first: in a network of a few units, which growing starts from,
+        that saturates them."""
+        assert isinstance(train, TextTrainSplit)
+        counts = torch.bincount(train.words, minlength=self.num_classes) + 1
+        with torch.no_grad():
+            cast(Any, network).get_classifier().bias.copy_((counts / counts.sum()).log())
 
     def output_shape(self) -> tuple[int, ...]:
         """A logit for each word of the vocabulary at each time step."""

@@ -19,7 +19,7 @@ PROFILES = {
                 Grid(("digits",), ("cifar_resnet20",), (0.5,), (0,), epochs=2, train_samples=512),
                 Grid(("cifar10",), ("cifar_resnet20",), (0.5,), (0,), 1, 512, ("dense", "grow")),
                 Grid(("landcover",), ("deeplabv3plus_thin",), (0.5,), (0,), 1, 60, ("dense", "grow")),
-                Grid(("ptb",), ("lstm_200",), (0.5,), (0,), 1, 800, ("dense", "grow")),
+                Grid(("ptb_small",), ("lstm_200",), (0.5,), (0,), 1, 1400, ("dense", "grow")),
             ),
         ),
         Profile(
@@ -28,7 +28,7 @@ PROFILES = {
             (
                 Grid(("cifar10",), ("cifar_resnet20",), (0.5,), (0, 1, 2), 5, 2048, (*_FEW, "random", "l1")),
                 Grid(("landcover",), ("deeplabv3plus_thin",), (0.5,), (0, 1, 2), 10, methods=_FEW),
-                Grid(("ptb",), ("lstm_200",), (0.5,), (0, 1, 2), 4, 1400, _FEW),
+                Grid(("ptb_small",), ("lstm_200",), (0.5,), (0, 1, 2), 4, 2450, _FEW),
             ),
         ),
         Profile(
@@ -66,12 +66,12 @@ PROFILES = {
                     methods=(*_FEW, "random"),
                 ),
                 Grid(
-                    ("ptb",),
+                    ("ptb_small",),
                     ("lstm_200",),
                     (0.5,),
                     (0, 1, 2),
-                    epochs=8,
-                    train_samples=6600,
+                    epochs=13,
+                    train_samples=6500,
                     methods=(*_FEW, "random", "grow[cost_aware=true]"),
                 ),
             ),

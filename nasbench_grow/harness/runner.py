@@ -139,7 +139,7 @@ class _Run:
             example=example,
             recipe=recipe,
             loss=self.task.loss,
-            build=self._build,
+            build=self._build_for_data,
             meter=self.meter,
             architecture=architecture,
         )
@@ -236,6 +236,11 @@ class _Run:
             torch.manual_seed(self.cell.seed)
             network = registry.build_backbone(self.cell.backbone, self.task)
         return self.setup.place(network)
+
+    def _build_for_data(self) -> nn.Module:
+        network = self._build()
+        self.task.initialise(network, self.splits.train)
+        return network
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         for inputs, targets in self.splits.train.epoch(epoch, self.job.recipe.batch_size, self.cell.seed):

