@@ -96,18 +96,21 @@ def test_loss_is_summed_over_time_and_averaged_over_the_batch():
 
 
 def test_learning_rate_of_the_large_recipe():
-    """55 epochs of any number of steps: 1 for 14 epochs, then 1/1.15 of the epoch before."""
+    """55 epochs of any number of steps: 1 for 14 epochs after a linear rise, then 1/1.15 of the epoch before."""
     recipe = ZarembaRecipe()
     for steps in (1, 10, 1327):
         for epoch in (1, 2, 14, 15, 16, 55):
             for step in {0, steps - 1}:
                 progress = ((epoch - 1) * steps + step + 1) / (55 * steps)
-                assert recipe.learning_rate_at(progress) == pytest.approx(1.15 ** -max(0, epoch - 14))
+                assert recipe.learning_rate_at(progress) == pytest.approx(
+                    min(1, progress / 0.05) * 1.15 ** -max(0, epoch - 14)
+                )
 
 
 def test_learning_rate_of_the_small_recipe():
-    """13 epochs: 1 for 4 of them, then half of the epoch before."""
-    for epoch in (1, 4, 5, 6, 13):
+    """13 epochs: 1 for 4 of them after a rise in the first, then half of the epoch before."""
+    assert SMALL.learning_rate_at(0.025) == pytest.approx(0.5)
+    for epoch in (2, 4, 5, 6, 13):
         assert SMALL.learning_rate_at((epoch - 0.5) / 13) == pytest.approx(0.5 ** max(0, epoch - 4))
 
 

@@ -23,14 +23,14 @@ class ZarembaRecipe(Recipe):
     """Plain SGD with clipped gradients, as for the large network of the paper (section 4.1).
 
     The rate is constant for 14 of 55 epochs, then divided by 1.15 after each; a run of another length goes through the
-    same 55 stages in its own time. :data:`SMALL` is the recipe of the network that is not regularised.
+    same 55 stages in its own time. Unlike in the paper it rises first, as in all recipes here: a network that grows
+    meanwhile would saturate its first few units. :data:`SMALL` is the recipe of the network that is not regularised.
     """
 
     batch_size: int = 20
     learning_rate: float = 1.0
     momentum: float = 0.0
     weight_decay: float = 0.0
-    warmup: float = 0.0
     clip: float = 10.0
     """Largest Euclidean norm of the gradient."""
     stages: int = 55
@@ -40,7 +40,8 @@ class ZarembaRecipe(Recipe):
     def learning_rate_at(self, progress: float) -> float:
         """The rate at the end of a step; the share ``progress`` of all steps is done by then."""
         stage = math.ceil(progress * self.stages - 1e-9)
-        return self.learning_rate * self.decay ** -max(0, stage - self.constant_stages)
+        rise = min(1.0, progress / self.warmup)
+        return self.learning_rate * rise * self.decay ** -max(0, stage - self.constant_stages)
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """SGD that clips the gradient before each step."""
