@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nasbench_grow import count_macs, registry, results
 from nasbench_grow.backbones import create
 from nasbench_grow.backbones.lstm import LanguageModel
-from nasbench_grow.data.language_modelling import SMALL, LanguageModelling, ZarembaRecipe
+from nasbench_grow.data.language_modelling import LanguageModelling, ZarembaRecipe
 from nasbench_grow.data.raw import RawText
 from nasbench_grow.data.text import TextSplit, TextTrainSplit
 from nasbench_grow.errors import UserError
@@ -109,9 +109,10 @@ def test_learning_rate_of_the_large_recipe():
 
 def test_learning_rate_of_the_small_recipe():
     """13 epochs: 1 for 4 of them after a rise in the first, then half of the epoch before."""
-    assert SMALL.learning_rate_at(0.025) == pytest.approx(0.5)
+    recipe = SmallPennTreebank.recipe
+    assert recipe.learning_rate_at(0.025) == pytest.approx(0.5)
     for epoch in (2, 4, 5, 6, 13):
-        assert SMALL.learning_rate_at((epoch - 0.5) / 13) == pytest.approx(0.5 ** max(0, epoch - 4))
+        assert recipe.learning_rate_at((epoch - 0.5) / 13) == pytest.approx(0.5 ** max(0, epoch - 4))
 
 
 def test_training_starts_from_the_frequencies_of_the_words():
@@ -162,8 +163,7 @@ def test_a_text_too_short_for_a_batch_is_refused(lengths):
 
 
 def test_the_small_task_reads_the_same_texts_in_shorter_sequences(data):
-    folder = write_ptb(data)
-    (folder / "ptb.train.txt").write_text(" the cat \n the dog \n" * 200)
+    write_ptb(data)
     task = SmallPennTreebank()
     assert torch.equal(task.read().train, PennTreebank().read().train)
     inputs, targets = next(task.load(CPU).train.epoch(1, 20, seed=0))

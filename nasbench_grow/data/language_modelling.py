@@ -24,7 +24,7 @@ class ZarembaRecipe(Recipe):
 
     The rate is constant for 14 of 55 epochs, then divided by 1.15 after each; a run of another length goes through the
     same 55 stages in its own time. Unlike in the paper it rises first, as in all recipes here: a network that grows
-    meanwhile would saturate its first few units. :data:`SMALL` is the recipe of the network that is not regularised.
+    meanwhile would saturate its first few units.
     """
 
     batch_size: int = 20
@@ -39,9 +39,10 @@ class ZarembaRecipe(Recipe):
 
     def learning_rate_at(self, progress: float) -> float:
         """The rate at the end of a step; the share ``progress`` of all steps is done by then."""
+        if progress < self.warmup:
+            return super().learning_rate_at(progress)
         stage = math.ceil(progress * self.stages - 1e-9)
-        rise = min(1.0, progress / self.warmup)
-        return self.learning_rate * rise * self.decay ** -max(0, stage - self.constant_stages)
+        return self.learning_rate * self.decay ** -max(0, stage - self.constant_stages)
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """SGD that clips the gradient before each step."""
@@ -53,11 +54,6 @@ class ZarembaRecipe(Recipe):
 
         optimizer.register_step_pre_hook(clip)
         return optimizer
-
-
-SMALL = ZarembaRecipe(clip=5.0, stages=13, constant_stages=4, decay=2.0)
-SMALL_SEQUENCE = 20
-"""Time steps of truncated back-propagation that go with it."""
 
 
 class LanguageModelling(Task):

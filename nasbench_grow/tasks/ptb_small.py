@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nasbench_grow.data.language_modelling import SMALL, SMALL_SEQUENCE
+from nasbench_grow.data.language_modelling import ZarembaRecipe
 from nasbench_grow.tasks.ptb import PennTreebank
 
 
@@ -11,6 +11,6 @@ class SmallPennTreebank(PennTreebank):
 
     name = "ptb_small"
     summary = "Penn Treebank with the recipe for small networks (lstm_200): 20 words a sequence"
-    sequence = SMALL_SEQUENCE
+    sequence = 20
     input_shape = (1 + sequence,)
-    recipe = SMALL
+    recipe = ZarembaRecipe(clip=5.0, stages=13, constant_stages=4, decay=2.0)
