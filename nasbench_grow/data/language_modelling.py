@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nasbench_grow.contract import Recipe, Split, Splits, Task, TrainSplit
+from nasbench_grow.contract import Batch, Recipe, Split, Splits, Task, TrainSplit
 from nasbench_grow.data.evaluating import evaluating
 from nasbench_grow.data.raw import RawText
 from nasbench_grow.data.text import TextSplit, TextTrainSplit
@@ -120,13 +122,22 @@ class LanguageModelling(Task):
         ``output`` are logits (batch, T, words), ``target`` words (batch, T)."""
         return F.cross_entropy(output.flatten(0, 1), target.flatten(), reduction="sum") / len(target)
 
-    def evaluate(self, network: nn.Module, split: Split, batch_size: int = 512) -> float:
-        """Perplexity: the exponential of the mean cross entropy over all words of the split but the first."""
+    def evaluate(self, network: nn.Module, split: Split, batch_size: int = 8) -> float:
+        """Perplexity: the exponential of the mean cross entropy over all words of the split but the first, of which
+        the network reads ``batch_size`` sequences at a time."""
         with evaluating(network):
-            parts = [(self.loss(network(words), target), target.shape) for words, target in split.batches(batch_size)]
+            batches = _joined(split.batches(1), batch_size)
+            parts = [(self.loss(network(words), target), target.shape) for words, target in batches]
         total = sum(float(loss) * shape[0] for loss, shape in parts)
         return math.exp(total / sum(shape.numel() for _, shape in parts))
 
     def example(self) -> Tensor:
         """One sequence of the first word that does not go on, int64."""
         return torch.zeros(1, *self.input_shape, dtype=torch.int64)
+
+
+def _joined(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
+    """As many consecutive sequences as ``size`` says as one long one, because a network reads that faster."""
+    while part := list(islice(batches, size)):
+        inputs, targets = zip(*part, strict=True)
+        yield torch.cat([inputs[0][:, :1], *(words[:, 1:] for words in inputs)], dim=1), torch.cat(targets, dim=1)
