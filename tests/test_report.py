@@ -309,6 +309,15 @@ def test_without_histories_there_are_only_the_figures_of_records(tmp_path: Path)
     assert len(figures) == 3 and all("_test-vs-" in name for name in figures)
 
 
+def test_figures_go_with_their_records_and_other_files_stay(tmp_path: Path) -> None:
+    write(tmp_path, [record("grow", 0.5, 0), record("grow[settle=1]", 0.5, 0, task="gone")])
+    report.write(tmp_path)
+    (tmp_path / "figures" / "mine.png").write_bytes(b"a user's")
+    (tmp_path / "records" / f"{record('grow[settle=1]', 0.5, 0, task='gone')['run_key']}.json").unlink()
+    expected = {path for path in report.write(tmp_path) if path.parent.name == "figures"}
+    assert set((tmp_path / "figures").iterdir()) == {*expected, tmp_path / "figures" / "mine.png"}
+
+
 def test_an_empty_folder_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no finished cells in .*; run `nasbench-grow reproduce .*` first"):
         report.write(tmp_path)

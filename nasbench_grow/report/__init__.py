@@ -10,7 +10,7 @@ from nasbench_grow import results
 from nasbench_grow.errors import UserError
 from nasbench_grow.report import documents, tables
 from nasbench_grow.report.figures import draw
-from nasbench_grow.report.output import rendered, write_file
+from nasbench_grow.report.output import figures_shown, rendered, write_file
 from nasbench_grow.report.protocol import blocks
 from nasbench_grow.report.style import RC
 
@@ -19,6 +19,8 @@ __all__ = ["write"]
 
 def write(folder: str | Path = "results") -> list[Path]:
     """Write ``README.md``, ``tables/*`` and ``figures/*`` of a results folder; returns the files, the page first.
+
+    Figures that the page showed before and whose records are gone are removed.
 
     Raises:
         UserError: the folder is missing, holds no record, or cannot be written to.
@@ -46,6 +48,9 @@ def write(folder: str | Path = "results") -> list[Path]:
                     files[folder / f"{stem}.{kind}"] = content
     page = documents.page(folder.resolve().name, found, every_table, shown)
     files = {folder / "README.md": page.encode()} | files
+    outdated = figures_shown(folder / "README.md") - files.keys()
     for path, content in files.items():
         write_file(path, content)
+    for path in outdated:
+        path.unlink(missing_ok=True)
     return list(files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -32,3 +33,10 @@ def write_file(path: Path, content: bytes) -> None:
         raise UserError(
             f"cannot write {path}: {error.strerror}; free space or choose a folder you may write to"
         ) from None
+
+
+def figures_shown(page: Path) -> set[Path]:
+    """The files of the figures that a page shows, if there is one."""
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    stems = re.findall(r"\]\((figures/[^)]+)\.png\)", text)
+    return {page.parent / f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
