@@ -58,7 +58,7 @@ class Masks(ABC):
     def target(self, progress: float) -> float:
         """The share of the dense MACs that the schedule asks for when ``progress`` (0 to 1) of the run is done."""
         seed = self.seed_macs / self.dense_macs
-        return seed + (self.budget - seed) * self.preset.schedule(progress)
+        return min(1.0, seed + (self.budget - seed) * self.preset.schedule(progress))
 
     @abstractmethod
     def gates(self) -> Tensor:
@@ -244,9 +244,9 @@ class PricedMasks(Masks):
         if self.preset.structures != "layers":
             self._appraise()
         target = self.target(progress)
-        reachable = min(target, self.cost + LARGEST_STEP)
+        reachable = min(max(target, self.cost - LARGEST_STEP), self.cost + LARGEST_STEP)
         self.present = select(self.space, self._keys(), reachable * self.dense_macs, self.granularity)
-        self.full_grown = self.preset.schedule(progress) >= 1 and reachable == target
+        self.full_grown = self.preset.schedule(progress) == 1 and reachable == target
         return self.present
 
     def _appraise(self) -> None:

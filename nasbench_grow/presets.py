@@ -19,7 +19,10 @@ class Preset:
     structures: Structures = "both"
     """What is grown: filters and layers, or one of them inside a network that has all of the other."""
     growth: float = 1.0
-    """Share of the run after which the schedule reaches the budget."""
+    """Share of the run after which the schedule reaches the budget, or the peak."""
+    peak: float = 1.0
+    """How many times its budget the network grows to, at most the dense network, before it is pruned to the budget by
+    ``settle``; 1: it only grows."""
     settle: float = 1.0
     """Share of the run after which the structure stays as it is."""
     layer_logit: float = 0.0
@@ -56,10 +59,21 @@ class Preset:
                 raise UserError(f"{name} {getattr(self, name):g} is out of range: it is a share, 0 < {name} <= 1")
         if self.periods is not None and self.periods < 1:
             raise UserError(f"periods {self.periods} is out of range: give 1 or more, or None: once an epoch")
+        if self.peak < 1:
+            raise UserError(f"peak {self.peak:g} is out of range: it is a multiple of the budget, 1 or more")
+        if self.peak > 1 and self.settle <= self.growth:
+            raise UserError(
+                f"peak {self.peak:g} leaves no time for pruning to the budget, growth {self.growth:g} to "
+                f"settle {self.settle:g}: give a settle above growth, or a peak of 1"
+            )
 
     def schedule(self, progress: float) -> float:
-        """Share of the way from the seed's cost to the budget that should be done: linear, then flat."""
-        return min(1.0, progress / self.growth)
+        """Share of the way from the seed's cost to the budget that should be done: up to the peak, down to 1, flat."""
+        if progress < self.growth:
+            return self.peak * progress / self.growth
+        if progress < self.settle:
+            return self.peak - (self.peak - 1) * (progress - self.growth) / (self.settle - self.growth)
+        return 1.0
 
 
 PRESETS = {

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nasbench_grow.backbones import create
 from nasbench_grow.discovery import discover
+from nasbench_grow.errors import UserError
 from nasbench_grow.masks import LARGEST_STEP, Masks, PaperMasks, PricedMasks
 from nasbench_grow.presets import PRESETS, Preset
 from nasbench_grow.space import Space
@@ -240,6 +241,23 @@ def test_the_schedule_rises_from_the_seed_to_the_budget(budget, periods):
     assert targets == sorted(targets)
 
 
+@given(peak=st.floats(1.0, 3.0), growth=st.floats(0.05, 0.5), pruning=st.floats(0.1, 0.5), periods=st.integers(20, 80))
+@settings(max_examples=20, deadline=None)
+def test_a_peak_is_grown_to_and_pruned_back_to_the_budget_before_the_structure_settles(peak, growth, pruning, periods):
+    masks = priced(replace(PRICED, peak=peak, growth=growth, settle=growth + pruning), budget=0.4, periods=periods)
+    assert masks.target(growth) == pytest.approx(min(1.0, masks.cost + peak * (0.4 - masks.cost)))
+    largest = masks.cost
+    for period in range(1, periods):
+        progress = (period + 1) / periods
+        masks.resample(progress)
+        largest = max(largest, masks.cost)
+        assert masks.cost <= min(1.0, 0.4 * peak)
+        if progress > masks.preset.settle + 1 / periods:
+            assert masks.cost <= 0.4
+    if peak >= 2 and growth * periods >= 10:
+        assert largest > 0.5
+
+
 def run(masks: PricedMasks, scale: float = 1.0, repeats: int = 1) -> list[Tensor]:
     """Three mini-batches a period, each ``repeats`` times; what is chosen at every resample."""
     chosen = []
@@ -271,6 +289,15 @@ def test_filters_that_are_worth_more_than_others_of_their_group_are_preferred():
     after = [int((masks.present & half).sum()) for half in (odd, ~odd)]
     assert after[0] > before[0]
     assert after[1] < before[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"peak": 0.9}, "peak 0.9"), ({"peak": 2.0, "settle": 0.4, "growth": 0.4}, "settle 0.4")],
+)
+def test_a_peak_out_of_range_or_without_time_to_prune_is_refused(changes, named):
+    with pytest.raises(UserError, match=named):
+        replace(PRICED, **changes)
 
 
 def test_nothing_changes_after_settling():
