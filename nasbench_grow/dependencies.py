@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from types import SimpleNamespace
+from types import NoneType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch_pruning
 from torch import nn
 from torch_pruning import ops
 from torch_pruning.dependency.dependency import Dependency
+from torch_pruning.dependency.index_mapping import _GQAIndexMapping
 from torch_pruning.dependency.node import Node
 
 
@@ -117,11 +118,11 @@ class DependencyGraph(torch_pruning.DependencyGraph):
 
 def _mappings(dependency: Any) -> list[Callable[[list[Entry]], list[Entry]]]:
     """How indices change along a dependency. A reshaped parameter (a scale made to fit images) is never a flattening,
-    for which Torch-Pruning may take it."""
+    nor is every expansion of five dimensions one of attention heads, for which Torch-Pruning may take them."""
     for node in (dependency.source, dependency.target):
         if node.type == ops.OPTYPE.RESHAPE and any(given.type == ops.OPTYPE.PARAMETER for given in node.inputs):
             return []
-    return [mapping for mapping in dependency.index_mapping if mapping is not None]
+    return [mapping for mapping in dependency.index_mapping if not isinstance(mapping, (NoneType, _GQAIndexMapping))]
 
 
 def _piece_sizes(function: Any) -> list[int]:

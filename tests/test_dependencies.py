@@ -59,6 +59,13 @@ class _Ghost(_Network):
         return x + torch.cat([first, self.copy(first)], dim=1)
 
 
+class _Repeated(_Network):
+    """Every channel is copied along an axis of its own by an expansion of five dimensions, then averaged again."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(2).expand(-1, -1, 3, -1, -1).mean(2)
+
+
 class _Scaled(_Network):
     """A scale of one dimension, reshaped to that of images, before a wider layer."""
 
@@ -74,7 +81,13 @@ class _Scaled(_Network):
 
 @pytest.mark.parametrize(
     ("network", "sizes"),
-    [(_HalfConvolved, [8, 8]), (_ThirdPiece, [4, 8]), (_Ghost, [8]), (_Scaled, [16, 32])],
+    [
+        (_HalfConvolved, [8, 8]),
+        (_ThirdPiece, [4, 8]),
+        (_Ghost, [8]),
+        (_Repeated, [16]),
+        (_Scaled, [16, 32]),
+    ],
 )
 def test_couplings_are_found_and_exact(network: type[_Network], sizes: list[int]) -> None:
     torch.manual_seed(0)
