@@ -145,6 +145,19 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     assert data.loc["dense", "n"] == 2 and data.loc["dense", "difference"] == pytest.approx(-0.085)
 
 
+def test_variants_of_grow_are_paired_with_every_other_method_once(tmp_path: Path) -> None:
+    methods = {"grow": 0.6, "grow[growth=0.3]": 0.61, "uniform": 0.58, "grow-paper": 0.5}
+    write(tmp_path, [record(name, 0.5, seed, test_metric=value) for name, value in methods.items() for seed in (0, 1)])
+    data = table_of(tmp_path, tables.paired).set_index(["reference", "method"])["difference"]
+    assert data.to_dict() == {
+        ("grow", "uniform"): pytest.approx(0.02),
+        ("grow", "grow-paper"): pytest.approx(0.1),
+        ("grow", "grow[growth=0.3]"): pytest.approx(-0.01),
+        ("grow[growth=0.3]", "uniform"): pytest.approx(0.03),
+        ("grow[growth=0.3]", "grow-paper"): pytest.approx(0.11),
+    }
+
+
 def test_a_method_without_cells_at_the_budget_is_not_paired(tmp_path: Path) -> None:
     write(tmp_path, [record("grow", 0.5), record("uniform", 0.25), failed("l1", 0.5, 0)])
     assert table_of(tmp_path, tables.paired).empty

@@ -53,5 +53,5 @@ def pair_text(block: Block, row: dict[str, Any]) -> dict[str, str]:
         "seeds": str(row["n"]),
         f"test {block.metric} ({unit})": with_interval(row["difference"], row["half_width"], block.scale, "+"),
         "interval excludes zero": ("yes" if row["excludes_zero"] else "no") if known else NOTHING,
-        f"seeds where {row['reference']} is higher": f"{row['higher']} of {row['n']}",
+        "seeds where the first is higher": f"{row['higher']} of {row['n']}",
     }

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from nasbench_grow import variants
 from nasbench_grow.report.pairs import differences, pair, pair_text
 from nasbench_grow.report.protocol import PROTOCOL, Block, is_growing, largest_step
 from nasbench_grow.report.statistics import estimate
@@ -76,25 +77,33 @@ def comparison(blocks: list[Block]) -> Table:
 
 
 def paired(blocks: list[Block]) -> Table:
-    """A row for each budget and other method: difference of the test metric to ``grow``, paired by seed."""
+    """A row for each budget and pair of methods: the test metric of ``grow``, or of a variant of it, minus that of the
+    other method, paired by seed."""
     columns = [*_PROTOCOL, "budget", "reference", "method", "n", "difference", "half_width", "low", "high"]
     data, parts = [], []
     for block in blocks:
-        rows = []
-        for budget in sorted(set(block.of(REFERENCE)["budget"]), reverse=True):
-            for method in block.methods:
-                by_seed = differences(block, REFERENCE, method, budget)
-                if method != REFERENCE and not by_seed.empty:
-                    rows.append(pair(block, REFERENCE, method, budget, by_seed))
+        rows = [row for budget in sorted(set(block.finished["budget"]), reverse=True) for row in _pairs(block, budget)]
         data += rows
         if rows:
             note = (
-                f"{REFERENCE} minus the other method, seed by seed, at the same budget (a method without a budget is "
-                "taken as it is); ± is the 95 % Student t interval of the mean difference."
+                f"{REFERENCE} (or a variant of it) minus the other method, seed by seed, at the same budget (a method "
+                "without a budget is taken as it is); ± is the 95 % Student t interval of the mean difference."
             )
             parts.append(Part(block, note, pd.DataFrame([pair_text(block, row) for row in rows])))
     frame = pd.DataFrame(data) if data else pd.DataFrame(columns=columns)
     return Table("paired", f"Paired differences to {REFERENCE}", frame, parts)
+
+
+def _pairs(block: Block, budget: float) -> list[dict[str, Any]]:
+    """``grow`` and its variants against all other methods, each pair once."""
+    references = [method for method in block.methods if variants.split(method)[0] == REFERENCE]
+    rows = []
+    for place, reference in enumerate(references):
+        for method in block.methods:
+            by_seed = differences(block, reference, method, budget)
+            if method not in references[: place + 1] and not by_seed.empty:
+                rows.append(pair(block, reference, method, budget, by_seed))
+    return rows
 
 
 def requirements(blocks: list[Block], histories: pd.DataFrame) -> Table:
