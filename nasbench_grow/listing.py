@@ -63,6 +63,7 @@ def _setups() -> list[Row]:
                 "device": setup.device,
                 "channels_last": setup.channels_last,
                 "granularity": setup.granularity,
+                "precision": setup.precision,
             }
         )
     return rows

@@ -44,9 +44,11 @@ def test_the_recipe_the_setup_and_the_protocol_are_part_of_the_run_key(monkeypat
     keys.add(CELL.run_key())
     monkeypatch.setitem(registry.setups(), "cpu", dataclasses.replace(registry.setups()["cpu"], granularity=4))
     keys.add(CELL.run_key())
+    monkeypatch.setitem(registry.setups(), "cpu", dataclasses.replace(registry.setups()["cpu"], precision="bf16"))
+    keys.add(CELL.run_key())
     monkeypatch.setattr(cell_module, "PROTOCOL", cell_module.PROTOCOL + 1)
     keys.add(CELL.run_key())
-    assert len(keys) == 4
+    assert len(keys) == 5
 
 
 def test_a_new_version_of_a_method_is_part_of_the_run_key_of_its_cells_and_variants_only(monkeypatch):

@@ -24,7 +24,7 @@ def test_the_fingerprint_changes_with_a_single_bit_and_with_the_layout_of_names(
 def test_peak_memory_sees_what_came_after_it_began():
     mebibyte = 2**20
     torch.ones(40 * mebibyte, dtype=torch.uint8).sum()  # gone before the meter begins
-    peak = measure.PeakMemory()
+    peak = measure.PeakMemory(torch.device("cpu"))
     before = peak.bytes()
     block = torch.ones(20 * mebibyte, dtype=torch.uint8)
     del block
@@ -58,7 +58,7 @@ def test_the_machine_and_the_versions_are_named():
     assert measure.code_version()
 
 
-@pytest.mark.parametrize("name", SETUPS)
+@pytest.mark.parametrize("name", [name for name, setup in SETUPS.items() if setup.available()[0]])
 def test_a_setup_places_inputs_and_weights_alike(name):
     setup = SETUPS[name]
     expected = torch.channels_last if setup.channels_last else torch.contiguous_format
@@ -66,4 +66,16 @@ def test_a_setup_places_inputs_and_weights_alike(name):
     assert images.is_contiguous(memory_format=expected)
     assert network.weight.is_contiguous(memory_format=expected)
     assert setup.place(torch.zeros(7)).shape == (7,)
-    assert setup.available() == (True, "")
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "reason"),
+    [(None, "fp32", "no CUDA device"), ((7, 5), "bf16", "no bf16 units"), ((8, 0), "bf16", ""), ((7, 5), "fp32", "")],
+)
+def test_a_cuda_setup_says_what_the_machine_lacks(monkeypatch, capability, precision, reason):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    available, why = SETUPS[f"cuda-{precision}"].available()
+    assert available == (not reason)
+    assert reason in why

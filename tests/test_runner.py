@@ -1,11 +1,14 @@
+import dataclasses
 import json
 import random
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from cells import small_cell, use_methods
+from cells import METHODS, small_cell, use_methods
 
+from baselines.dense import Dense
 from nasbench_grow import registry
 from nasbench_grow.errors import UserError
 from nasbench_grow.harness.runner import record_failure, run_cell
@@ -66,6 +69,29 @@ def test_the_seed_decides_everything_random(tmp_path):
     )
     assert outcome(first) == outcome(again)
     assert first["weights_sha256"] != other["weights_sha256"]
+
+
+def test_products_have_the_precision_of_the_set_up_and_weights_are_always_fp32(tmp_path, monkeypatch):
+    class Precise(Dense):
+        name = "precise"
+        seen: ClassVar[set[tuple[torch.dtype, torch.dtype]]] = set()
+
+        def __init__(self, job):
+            super().__init__(job)
+            self.chosen[0].register_forward_hook(self.note)
+
+        def note(self, module, inputs, output):
+            if module.training and torch.is_grad_enabled():  # not where MACs are counted
+                self.seen.add((module.weight.dtype, output.dtype))
+
+    monkeypatch.setitem(METHODS, "precise", Precise)
+    bf16 = dataclasses.replace(registry.setups()["cpu"], name="cpu-bf16", precision="bf16")
+    monkeypatch.setitem(registry.setups(), "cpu-bf16", bf16)
+    cells = [small_cell(method="precise", setup=setup) for setup in ("cpu", "cpu-bf16")]
+    for cell, precision in zip(cells, (torch.float32, torch.bfloat16), strict=True):
+        Precise.seen.clear()
+        assert run_cell(cell, Store(tmp_path))["status"] == "ok"
+        assert Precise.seen == {(torch.float32, precision)}
 
 
 @pytest.mark.parametrize("setup", ["cpu", "cpu-channels-last"])

@@ -79,8 +79,8 @@ def step_bytes(network: nn.Module, inputs: Tensor, targets: Tensor) -> dict[str,
 def child(path: str) -> None:
     """Runs in a fresh process: prints the bytes of a step of what a file holds, and the process's peak."""
     network, inputs, targets = torch.load(path, weights_only=False)  # written by this run, never from elsewhere
-    idle = PeakMemory().bytes()
-    peak = PeakMemory()
+    idle = PeakMemory(torch.device("cpu")).bytes()
+    peak = PeakMemory(torch.device("cpu"))
     found = step_bytes(network, inputs, targets)
     print(json.dumps({**found, "idle_rss": idle, "peak_rss": peak.bytes()}))
 

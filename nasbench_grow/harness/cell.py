@@ -53,6 +53,8 @@ class Cell:
             "channels_last": setup.channels_last,
             "granularity": setup.granularity,
         }
+        if setup.precision != "fp32":
+            determining["precision"] = setup.precision
         if version > 1:  # a first version is left out, as it was before methods had versions: old records stay valid
             determining["method_version"] = version
         if giver is not None:

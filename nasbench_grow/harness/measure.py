@@ -62,17 +62,23 @@ class PeakMemory:
     """The highest resident memory of this process since the object was made, in bytes.
 
     The whole process counts: the interpreter, the libraries and the data as well as weights and activations, and the
-    evaluation after each epoch as well as training.
+    evaluation after each epoch as well as training. On a GPU it is the most that PyTorch's tensors took there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         gc.collect()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
         _return_free_memory()
         with suppress(OSError):  # where it fails, the peak since the process began is the best there is
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: resets VmHWM
 
     def bytes(self) -> int:
         """The peak so far."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
         with suppress(OSError):
             for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
                 if line.startswith("VmHWM:"):
@@ -90,6 +96,8 @@ def latency_ms(network: nn.Module, batch: Tensor, *, runs: int = 7) -> float:
         for _ in range(runs + 2):
             start = time.perf_counter()
             network(batch)
+            if batch.is_cuda:
+                torch.cuda.synchronize(batch.device)
             times.append(time.perf_counter() - start)
     network.train(was_training)
     return 1000 * statistics.median(times[2:])

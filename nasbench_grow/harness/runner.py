@@ -124,6 +124,7 @@ class _Run:
     def prepare(self) -> None:
         """Load the data, build the method, take up the checkpoint if there is one."""
         _seed(self.cell.seed)
+        self.setup.activate()
         architecture = _given_architecture(self.cell, self.store)
         example = self.setup.place(self.task.example())
         self._measure_dense(example)  # before the data are fetched, because the backbone's name may be wrong
@@ -145,7 +146,7 @@ class _Run:
         )
         drawn = self.job.total_steps * min(batch_size, len(self.splits.train))
         self.dense_train_macs = 3 * self.dense_macs * drawn
-        self.memory = measure.PeakMemory()
+        self.memory = measure.PeakMemory(example.device)
         _seed(self.cell.seed)
         self.method = registry.method(self.cell.method)(self.job)
         checkpoint = self.store.checkpoint(self.key)
@@ -159,7 +160,8 @@ class _Run:
             progress(entry)
         for epoch in range(len(self.history) + 1, self.cell.epochs + 1):
             start = time.perf_counter()
-            loss = self.method.train_epoch(self._batches(epoch))
+            with self.setup.autocast():
+                loss = self.method.train_epoch(self._batches(epoch))
             self.wall_s += time.perf_counter() - start
             if not math.isfinite(loss):
                 raise DivergedError(f"the training loss became {loss} in epoch {epoch} of {self.cell.epochs}")
@@ -174,7 +176,7 @@ class _Run:
         assert self.method is not None
         sampled = self.method.network()
         before = measure.weights_sha256(sampled)
-        soft_val_metric = self.task.evaluate(sampled, self.splits.val)
+        soft_val_metric = self._evaluate(sampled, self.splits.val)
         network = self.method.finish()
         after = measure.weights_sha256(network)
         self._keep_architecture(network)
@@ -183,13 +185,13 @@ class _Run:
         return self.record(
             "ok",
             None,
-            val_metric=soft_val_metric if after == before else self.task.evaluate(network, self.splits.val),
+            val_metric=soft_val_metric if after == before else self._evaluate(network, self.splits.val),
             soft_val_metric=soft_val_metric,
-            test_metric=self.task.evaluate(network, self.splits.test),
+            test_metric=self._evaluate(network, self.splits.test),
             params=_parameters(network),
             macs=count_macs(network, example),
-            latency_ms_batch1=measure.latency_ms(network, example),
-            latency_ms_batch64=measure.latency_ms(network, batch),
+            latency_ms_batch1=self._latency_ms(network, example),
+            latency_ms_batch64=self._latency_ms(network, batch),
             weights_sha256=after,
         )
 
@@ -242,6 +244,14 @@ class _Run:
         self.task.initialise(network, self.splits.train)
         return network
 
+    def _latency_ms(self, network: nn.Module, batch: torch.Tensor) -> float:
+        with self.setup.autocast():
+            return measure.latency_ms(network, batch)
+
+    def _evaluate(self, network: nn.Module, split: Split) -> float:
+        with self.setup.autocast():
+            return self.task.evaluate(network, split)
+
     def _batches(self, epoch: int) -> Iterator[Batch]:
         for inputs, targets in self.splits.train.epoch(epoch, self.job.recipe.batch_size, self.cell.seed):
             yield self.setup.place(inputs), targets
@@ -254,7 +264,7 @@ class _Run:
             "epoch": epoch,
             "loss": loss,
             "learning_rate": self.job.learning_rate_at(epoch * self.job.steps_per_epoch - 1),
-            "val_metric": self.task.evaluate(network, _Head(self.splits.val, CURVE_SAMPLES)),
+            "val_metric": self._evaluate(network, _Head(self.splits.val, CURVE_SAMPLES)),
             "macs": count_macs(network, self.job.example),
             "train_macs": self.meter.total,
             "wall_s": self.wall_s,

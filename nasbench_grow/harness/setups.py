@@ -1,13 +1,15 @@
-"""Set-ups: on what device, in what memory layout and with what width granularity a cell runs."""
+"""Set-ups: on what device, in what memory layout, precision and width granularity a cell runs."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Precision = Literal["fp32", "tf32", "bf16"]
 _Place = TypeVar("_Place", Tensor, nn.Module)
 
 
@@ -22,12 +24,31 @@ class Setup:
     """Keep 4-d activations and weights as NHWC in memory; shapes stay NCHW."""
     granularity: int = 8
     """Widths are rounded to multiples of this: odd widths save multiply-accumulates but hardly any time."""
+    precision: Precision = "fp32"
+    """Of products: fp32; tf32, which rounds their factors to 10 bits; bf16, in which activations are kept too. Weights,
+    gradients and the optimizer's state are fp32 in all of them."""
 
     def available(self) -> tuple[bool, str]:
         """Whether this machine can run the set-up and, if not, why not."""
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
+        if not self.device.startswith("cuda"):
+            return True, ""
+        if not torch.cuda.is_available():
             return False, "PyTorch finds no CUDA device"
+        if self.precision != "fp32" and torch.cuda.get_device_capability() < (8, 0):
+            return False, f"{torch.cuda.get_device_name()} has no {self.precision} units: they came with Ampere (8.0)"
         return True, ""
+
+    def activate(self) -> None:
+        """Makes PyTorch compute as the set-up says, in this process, from now on."""
+        if self.device.startswith("cuda"):
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
+            torch.backends.cudnn.benchmark = True  # the fastest kernel of a layer's shape, found once for each shape
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision of everything that runs inside."""
+        # Without its cache of cast weights, which outlives a step: the next one would compute with the old weights.
+        device = torch.device(self.device).type
+        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
 
     def place(self, thing: _Place) -> _Place:
         """The tensor or module on the set-up's device in its memory layout."""
@@ -37,10 +58,15 @@ class Setup:
         return thing.to(self.device, memory_format=memory_format)  # type: ignore[call-overload]
 
 
+_ONE_GPU = "one CUDA GPU, channels last"
+
 SETUPS = {
     setup.name: setup
     for setup in (
         Setup("cpu", "CPU, tensors in PyTorch's default layout (NCHW)"),
         Setup("cpu-channels-last", "CPU, tensors with channels last in memory (NHWC)", channels_last=True),
+        Setup("cuda-fp32", f"{_ONE_GPU}, single precision", "cuda", channels_last=True),
+        Setup("cuda-tf32", f"{_ONE_GPU}, products of rounded factors", "cuda", channels_last=True, precision="tf32"),
+        Setup("cuda-bf16", f"{_ONE_GPU}, half-size products and activations", "cuda", True, precision="bf16"),
     )
 }
