@@ -34,7 +34,7 @@ class Grower:
 
     Args:
         model: the dense network, the *bank* that all sub-networks are cut from; its weights are changed.
-        example: one input with a batch axis, for discovery and for counting.
+        example: one input with a batch axis, on the device of the run, for discovery and for counting.
         budget: MACs of the network to return as a share of the dense network's, in (0, 1].
         epochs, steps_per_epoch: the length of the run, in optimizer steps.
         loss: ``loss(output, target)``, a scalar.
@@ -75,7 +75,7 @@ class Grower:
         periods = epochs if self.preset.periods is None else min(self.preset.periods, self.total_steps)
         self.period = -(-self.total_steps // periods)
         kind = PaperMasks if self.preset.masks == "paper" else PricedMasks
-        self.masks: Masks = kind(self.space, self.preset, budget, granularity, periods, seed)
+        self.masks: Masks = kind(self.space, self.preset, budget, granularity, periods, seed, example.device)
         self.meter = meter or TrainingMeter()
         self.steps_done = 0
         self.largest_step = 0.0
@@ -105,9 +105,9 @@ class Grower:
         if self.learning_rate_at is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate_at(self.steps_done)
-        loss = self.loss(self.gated(inputs, self.masks.gates().to(inputs.device)), target)
+        loss = self.loss(self.gated(inputs, self.masks.gates()), target)
         self.optimizer.zero_grad()
-        (loss + self.masks.penalty().to(loss.device)).backward()
+        (loss + self.masks.penalty()).backward()
         self.optimizer.step()
         self.masks.step()
         self.meter.step(self.macs_now, len(inputs))

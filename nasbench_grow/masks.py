@@ -17,6 +17,7 @@ from nasbench_grow.presets import Preset
 from nasbench_grow.selection import select
 from nasbench_grow.space import Space
 
+CPU = torch.device("cpu")
 LARGEST_STEP = 0.25
 """Share of the dense MACs by which the priced masks grow at most at once, however short the run."""
 
@@ -31,9 +32,21 @@ class Masks(ABC):
         granularity: widths above it are multiples of it.
         periods: how many times the network will be restructured (T in the paper).
         seed: of everything random here.
+        device: where the gates are, and what is learnt from them in every step, so that no step waits for the CPU; all
+            that is decided once a period is decided there.
     """
 
-    def __init__(self, space: Space, preset: Preset, budget: float, granularity: int, periods: int, seed: int) -> None:
+    def __init__(
+        self,
+        space: Space,
+        preset: Preset,
+        budget: float,
+        granularity: int,
+        periods: int,
+        seed: int,
+        device: torch.device = CPU,
+    ) -> None:
+        self.device = device
         self.space, self.preset, self.budget = space, preset, budget
         self.granularity, self.periods = granularity, periods
         self.generator = torch.Generator().manual_seed(seed)
@@ -99,14 +112,17 @@ class Masks(ABC):
 class PaperMasks(Masks):
     """Gates sigmoid(beta s), trained with the weights; Bernoulli sampling; a proportional budget controller."""
 
-    def __init__(self, space: Space, preset: Preset, budget: float, granularity: int, periods: int, seed: int) -> None:
-        super().__init__(space, preset, budget, granularity, periods, seed)
+    def __init__(self, space: Space, preset: Preset, *arguments: Any, **named: Any) -> None:
+        super().__init__(space, preset, *arguments, **named)
         self.ages = space.effective(self.present).double()
         start = torch.where(self.present, preset.logit_start, -preset.logit_start)
-        self.logits = start.requires_grad_(True)
+        self.logits = start.to(self.device).requires_grad_(True)
         self.optimizer = torch.optim.SGD([self.logits], lr=preset.mask_learning_rate, momentum=preset.mask_momentum)
         macs = space.marginal_macs(space.full())
-        self.costs = (macs / macs.mean()).float() if preset.cost_aware else torch.ones(len(space))
+        costs = (macs / macs.mean()).float() if preset.cost_aware else torch.ones(len(space))
+        self.costs, self.betas, self.fixed = (
+            tensor.to(self.device) for tensor in (costs, self.temperatures, self.always)
+        )
         self.price = self._price()
 
     @property
@@ -121,7 +137,7 @@ class PaperMasks(Masks):
         return self.preset.price_base * (self.cost - self.budget)
 
     def gates(self) -> Tensor:
-        return torch.where(self.always, 1.0, torch.sigmoid(self.temperatures * self.logits))
+        return torch.where(self.fixed, 1.0, torch.sigmoid(self.betas * self.logits))
 
     def penalty(self) -> Tensor:
         return self.price * (self.costs * self.gates()).sum()
@@ -131,22 +147,23 @@ class PaperMasks(Masks):
         self.optimizer.zero_grad()
 
     def resample(self, progress: float) -> Tensor:
-        chance = torch.sigmoid(self.temperatures * self.logits.detach())
+        chance = torch.sigmoid(self.temperatures * self.logits.detach().cpu())
         sampled = torch.bernoulli(chance, generator=self.generator).bool()
         self.present = self._alive(sampled)
         self.ages += self.space.effective(self.present)
+        self.betas = self.temperatures.to(self.device)
         self.price = self._price()
         return self.present
 
     def harden(self) -> Tensor:
-        return self._alive(self.logits.detach() > 0)
+        return self._alive(self.logits.detach().cpu() > 0)
 
     def _alive(self, present: Tensor) -> Tensor:
         """Keeps the filter with the highest logit in a group that would be empty: a network needs every layer."""
-        present = present | self.always
+        present, logits = present | self.always, self.logits.detach().cpu()
         for group in self.space.groups:
             if not present[group.structures].any():
-                present[group.start + int(self.logits.detach()[group.structures].argmax())] = True
+                present[group.start + int(logits[group.structures].argmax())] = True
         return present
 
     def state_dict(self) -> dict[str, Any]:
@@ -163,6 +180,7 @@ class PaperMasks(Masks):
         if state["momentum"] is not None:
             self.optimizer.state[self.logits]["momentum_buffer"] = state["momentum"].clone()
         self.ages, self.price = state["ages"].clone(), state["price"]
+        self.betas = self.temperatures.to(self.device)
 
 
 class PricedMasks(Masks):
@@ -180,14 +198,14 @@ class PricedMasks(Masks):
     structures nor the scale of the loss does. An absent filter is taken to be average.
     """
 
-    def __init__(self, space: Space, preset: Preset, budget: float, granularity: int, periods: int, seed: int) -> None:
-        super().__init__(space, preset, budget, granularity, periods, seed)
+    def __init__(self, space: Space, preset: Preset, *arguments: Any, **named: Any) -> None:
+        super().__init__(space, preset, *arguments, **named)
         self.noise = self._noise()
         self.log_costs = self._log_costs()
         self._plan_layers()
-        self.squares = torch.zeros(len(space), dtype=torch.float64)
+        self.squares = torch.zeros(len(space), dtype=torch.float64, device=self.device)
         self.full_grown = False  # a run of a few steps reaches its budget only after it should have settled
-        self._ones = torch.ones(len(space), requires_grad=True)
+        self._ones = torch.ones(len(space), device=self.device, requires_grad=True)
 
     def _noise(self) -> Tensor:
         """Logistic noise, the highest of a group for the seed's filters. Even: the filters of a group, and the layers
@@ -251,7 +269,7 @@ class PricedMasks(Masks):
 
     def _appraise(self) -> None:
         """Moves the filters' logits towards what the gradients of the last period say."""
-        log_worth = torch.log(self.squares).float()
+        log_worth = torch.log(self.squares).float().cpu()
         measured = self.space.effective(self.present) & torch.isfinite(log_worth)
         for group in self.space.groups:
             here = measured[group.structures]
@@ -274,5 +292,5 @@ class PricedMasks(Masks):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.noise, self.squares = state["noise"], state["squares"].clone()
+        self.noise, self.squares = state["noise"], state["squares"].to(self.device, copy=True)
         self.full_grown = state["full_grown"]

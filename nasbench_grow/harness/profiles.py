@@ -24,7 +24,7 @@ PROFILES = {
         ),
         Profile(
             "laptop",
-            "half the MACs on CIFAR-10, land cover, Penn Treebank; short runs, 3 seeds (30 minutes on two cores)",
+            "half the MACs on CIFAR-10, land cover, Penn Treebank; short runs, 3 seeds (20 minutes on two cores)",
             (
                 Grid(("cifar10",), ("cifar_resnet20",), (0.5,), (0, 1, 2), 5, 2048, (*_FEW, "random", "l1")),
                 Grid(("landcover",), ("deeplabv3plus_thin",), (0.5,), (0, 1, 2), 10, methods=_FEW),
