@@ -34,11 +34,12 @@ class Grow(Method):
             steps_per_epoch=job.steps_per_epoch,
             loss=job.loss,
             optimizer=job.recipe.optimizer,
-            learning_rate_at=job.learning_rate_at,
+            learning_rate_at=lambda step: job.learning_rate(),
             preset=self.preset,
             granularity=self.granularity or job.granularity,
             seed=job.seed,
             meter=job.meter,
+            clock=job.clock,
         )
 
     @classmethod
@@ -66,6 +67,10 @@ class Grow(Method):
     def network(self) -> nn.Module:
         """The sampled network as it is now."""
         return self.grower.network()
+
+    def in_training(self) -> nn.Module:
+        """The sub-network without its gates."""
+        return self.grower.next_network()
 
     def finish(self) -> nn.Module:
         """The hardened network."""

@@ -44,19 +44,16 @@ class L1(Method):
         self.space = discover(self.trained, job.example)
         self.present = self.space.full()
         self.optimizer = job.recipe.optimizer(self.trained)
-        self.step = 0
         self.prune_at = int(DENSE_SHARE * job.epochs) * job.steps_per_epoch
 
     def train_epoch(self, batches: Iterable[Batch]) -> float:
         """Trains for an epoch, pruning before it when its time has come."""
-        if self.step == self.prune_at:
+        if self.job.clock.end == self.prune_at:
             dense_macs = self.space.macs(self.space.full())
             keys = ranks_by_norm(self.space, self.trained)
             self._become(select(self.space, keys, self.job.budget * dense_macs, self.job.granularity))
         macs = self.space.macs(self.present)
-        loss, steps = train_steps(self.job, self.trained, macs, self.optimizer, batches, self.step)
-        self.step += steps
-        return loss
+        return train_steps(self.job, self.trained, macs, self.optimizer, batches)
 
     def _become(self, present: Tensor) -> None:
         """Cuts the full network and its optimizer down to ``present``."""
@@ -70,12 +67,11 @@ class L1(Method):
         return self.trained
 
     def state_dict(self) -> dict[str, Any]:
-        """Structure, weights, optimizer and step."""
+        """Structure, weights and optimizer."""
         return {
             "present": self.present,
             "network": self.trained.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -84,7 +80,6 @@ class L1(Method):
             self._become(state["present"])
         self.trained.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
 
 
 def filter_norms(space: Space, network: nn.Module) -> Tensor:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
+from nasbench_grow.clock import Clock
 from nasbench_grow.cost import TrainingMeter
 from nasbench_grow.errors import UserError
 
@@ -108,6 +109,8 @@ class Task(ABC):
     input_shape: ClassVar[tuple[int, ...]]
     """Shape of one input without the batch axis, e.g. (3, 32, 32)."""
     recipe: ClassVar[Recipe] = Recipe()
+    batch_may_change: ClassVar[bool] = True
+    """False where the batches of an epoch go on from each other row by row."""
 
     @abstractmethod
     def load(self, device: torch.device, train_samples: int | None = None) -> Splits:
@@ -157,17 +160,24 @@ class Job:
     """A fresh dense backbone on the device of the run; the same initial weights at each call."""
     meter: TrainingMeter
     """Sums 3 x forward MACs x batch over the steps that ran; a method calls ``meter.step(macs, batch)``."""
+    clock: Clock = field(default_factory=Clock)
+    """Where the run stands, in steps of the recipe's batch size. The harness moves it on with every batch that it hands
+    over; a batch may be worth several steps."""
     architecture: str | None = None
     """What ``Method.architecture_from`` arrived at, as text for ``nasbench_grow.rebuild``; None: not asked for."""
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Steps of the whole run's schedule: batches of the recipe's size."""
         return self.epochs * self.steps_per_epoch
 
     def learning_rate_at(self, step: int) -> float:
-        """The recipe's learning rate for optimizer step ``step`` (from 0)."""
+        """The recipe's learning rate for step ``step`` of the schedule (from 0)."""
         return self.recipe.learning_rate_at((step + 1) / self.total_steps)
+
+    def learning_rate(self) -> float:
+        """The learning rate for the batch in hand: the schedule's, in proportion to the size of the batch."""
+        return self.clock.scale * self.learning_rate_at(self.clock.start)
 
 
 class Method(ABC):
@@ -209,6 +219,11 @@ class Method(ABC):
     @abstractmethod
     def network(self) -> nn.Module:
         """The network as it stands now: an ordinary module, ready to be evaluated (not to be changed)."""
+
+    def in_training(self) -> nn.Module:
+        """The network that the next batch trains, not a copy: another object after every change of its structure.
+        What is to change before that batch must have changed by then; asked for before each batch by some set-ups."""
+        return self.network()
 
     def finish(self) -> nn.Module:
         """The network to return, after the last epoch. Must not train."""

@@ -85,9 +85,13 @@ class TrainingMeter:
 
     A step costs 3 x forward MACs x batch size: the backward pass is taken as twice the forward pass, once for the
     gradients of the inputs and once for those of the weights.
+
+    Args:
+        processes: how many share each batch equally; a step of one of them counts for all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, processes: int = 1) -> None:
+        self._processes = processes
         self._total = 0
 
     @property
@@ -97,7 +101,7 @@ class TrainingMeter:
 
     def step(self, macs: int, batch_size: int) -> None:
         """Add one optimizer step of a network with ``macs`` forward MACs a sample."""
-        self._total += 3 * macs * batch_size
+        self._total += 3 * macs * batch_size * self._processes
 
     def state_dict(self) -> dict[str, int]:
         """The state to resume from."""

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nasbench_grow.clock import Clock
 from nasbench_grow.cost import TrainingMeter
 from nasbench_grow.discovery import discover
 from nasbench_grow.errors import UserError
@@ -36,14 +37,15 @@ class Grower:
         model: the dense network, the *bank* that all sub-networks are cut from; its weights are changed.
         example: one input with a batch axis, on the device of the run, for discovery and for counting.
         budget: MACs of the network to return as a share of the dense network's, in (0, 1].
-        epochs, steps_per_epoch: the length of the run, in optimizer steps.
+        epochs, steps_per_epoch: the length of the run, in steps of the clock.
         loss: ``loss(output, target)``, a scalar.
         optimizer: makes an optimizer for a network; called after each restructuring, the state is carried over.
-        learning_rate_at: learning rate of optimizer step 0, 1, ...; None keeps the optimizer's own.
+        learning_rate_at: learning rate of step 0, 1, ...; None keeps the optimizer's own.
         preset: ``"default"``, ``"paper"`` or a :class:`Preset`.
         granularity: widths above it are multiples of it (8 runs fast on CPUs); 1: any width.
         seed: of the sampling.
         meter: counts the training MACs; None makes a fresh one.
+        clock: counts the steps and is moved on by whoever gives the batches; None: every batch is one step.
 
     Raises:
         UserError: a budget outside (0, 1], below the seed's own cost, or a model with nothing to grow.
@@ -64,6 +66,7 @@ class Grower:
         granularity: int = 1,
         seed: int = 0,
         meter: TrainingMeter | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.bank, self.loss = model, loss
         self.make_optimizer, self.learning_rate_at = optimizer, learning_rate_at
@@ -77,7 +80,8 @@ class Grower:
         kind = PaperMasks if self.preset.masks == "paper" else PricedMasks
         self.masks: Masks = kind(self.space, self.preset, budget, granularity, periods, seed, example.device)
         self.meter = meter or TrainingMeter()
-        self.steps_done = 0
+        self.ticks_itself, self.clock = clock is None, clock or Clock()
+        self.restructured_at = 0
         self.largest_step = 0.0
         self._take_up(self.masks.present)
 
@@ -94,30 +98,39 @@ class Grower:
         """Trains on every batch once, restructuring when a period is over; returns the mean loss."""
         losses = []
         self.gated.train()
-        for inputs, target in batches:
-            if self.steps_done % self.period == 0 and self.steps_done > 0:
-                self._restructure()
+        for inputs, target in self.clock.each(batches) if self.ticks_itself else batches:
+            self._restructure_if_due(self.clock.start)
             losses.append(self._learn(inputs, target))
         return float(torch.stack(losses).mean())
+
+    def next_network(self) -> nn.Module:
+        """The sub-network that the next batch trains, without its gates: restructured if a period has just ended."""
+        self._restructure_if_due(self.clock.end)
+        return self.gated.network
+
+    def _restructure_if_due(self, step: int) -> None:
+        """Begins another period at ``step`` if the last one is over."""
+        if step // self.period > self.restructured_at // self.period:
+            self.restructured_at = step
+            self._restructure()
 
     def _learn(self, inputs: Tensor, target: Tensor) -> Tensor:
         """One optimizer step on the loss of the sub-network plus the price of its structures."""
         if self.learning_rate_at is not None:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate_at(self.steps_done)
+                group["lr"] = self.learning_rate_at(self.clock.start)
         loss = self.loss(self.gated(inputs, self.masks.gates()), target)
         self.optimizer.zero_grad()
         (loss + self.masks.penalty()).backward()
         self.optimizer.step()
         self.masks.step()
         self.meter.step(self.macs_now, len(inputs))
-        self.steps_done += 1
         return loss.detach()
 
     def _restructure(self) -> None:
         """Writes the sub-network back, samples the structures of the next period, and takes those up."""
         before, cost = self.masks.present, self.masks.cost
-        after = self.masks.resample(self.steps_done / self.total_steps)
+        after = self.masks.resample(self.restructured_at / self.total_steps)
         self.largest_step = max(self.largest_step, abs(self.masks.cost - cost))
         if not torch.equal(before, after):
             absorb(self.space, self.bank, before, self.gated.network)
@@ -148,18 +161,18 @@ class Grower:
 
     def log(self) -> dict[str, float]:
         """Scheduled cost, actual cost, and its largest change by one restructuring, as shares of the dense MACs."""
-        restructured_at = max(0, self.steps_done - 1) // self.period * self.period
-        progress = restructured_at / self.total_steps
+        progress = self.restructured_at / self.total_steps
         return {"target": self.masks.target(progress), "cost": self.masks.cost, "largest_step": self.largest_step}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes here: weights, present network, masks, optimizer, steps (not the caller's meter)."""
+        """Everything that changes here: weights, present network, masks, optimizer, times (not the caller's meter)."""
         return {
             "bank": self.bank.state_dict(),
             "network": self.gated.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "masks": self.masks.state_dict(),
-            "steps_done": self.steps_done,
+            "steps_done": self.clock.end,
+            "restructured_at": self.restructured_at,
             "largest_step": self.largest_step,
         }
 
@@ -167,7 +180,8 @@ class Grower:
         """Takes up what :meth:`state_dict` gave, in a grower made with the same arguments."""
         self.bank.load_state_dict(state["bank"])
         self.masks.load_state_dict(state["masks"])
-        self.steps_done, self.largest_step = state["steps_done"], state["largest_step"]
+        self.clock.move_to(state["steps_done"])
+        self.restructured_at, self.largest_step = state["restructured_at"], state["largest_step"]
         self._take_up(self.masks.present)
         self.gated.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])

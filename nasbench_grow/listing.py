@@ -64,6 +64,8 @@ def _setups() -> list[Row]:
                 "channels_last": setup.channels_last,
                 "granularity": setup.granularity,
                 "precision": setup.precision,
+                "adaptive": setup.adaptive,
+                "processes": setup.processes(),
             }
         )
     return rows

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nasbench_grow.parallel import average
 from nasbench_grow.presets import Preset
 from nasbench_grow.selection import select
 from nasbench_grow.space import Space
@@ -253,6 +254,7 @@ class PricedMasks(Masks):
 
     def step(self) -> None:
         if self._ones.grad is not None:
+            average([self._ones.grad])  # before it is squared
             self.squares += self._ones.grad.double().square()
         self._ones.grad = None
 

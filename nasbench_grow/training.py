@@ -14,8 +14,8 @@ from nasbench_grow.cost import count_macs
 
 
 def train_steps(
-    job: Job, network: nn.Module, macs: int, optimizer: torch.optim.Optimizer, batches: Iterable[Batch], first_step: int
-) -> tuple[float, int]:
+    job: Job, network: nn.Module, macs: int, optimizer: torch.optim.Optimizer, batches: Iterable[Batch]
+) -> float:
     """One optimizer step a batch, with the recipe's learning rate and the training meter.
 
     Args:
@@ -24,17 +24,16 @@ def train_steps(
         macs: forward multiply-accumulates of ``network`` for one input.
         optimizer: holds the parameters of ``network``.
         batches: inputs and targets on the device of the run.
-        first_step: how many steps of the run came before.
 
     Returns:
-        The mean loss over the batches (NaN where it became so) and the number of steps taken.
+        The mean loss over the batches (NaN where it became so).
     """
     network.train()
     total = torch.zeros((), device=job.example.device)
     steps = 0
     for inputs, targets in batches:
         for group in optimizer.param_groups:
-            group["lr"] = job.learning_rate_at(first_step + steps)
+            group["lr"] = job.learning_rate()
         optimizer.zero_grad()
         loss = job.loss(network(inputs), targets)
         loss.backward()
@@ -42,7 +41,7 @@ def train_steps(
         job.meter.step(macs, len(inputs))
         total += loss.detach()  # stays on the device: reading it every step would stall a GPU
         steps += 1
-    return total.item() / max(steps, 1), steps
+    return total.item() / max(steps, 1)
 
 
 class FixedNetwork(Method):
@@ -50,7 +49,6 @@ class FixedNetwork(Method):
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.step = 0
         self.chosen = self.choose(job)
         self.macs = count_macs(self.chosen, job.example)
         self.optimizer = job.recipe.optimizer(self.chosen)
@@ -61,24 +59,17 @@ class FixedNetwork(Method):
 
     def train_epoch(self, batches: Iterable[Batch]) -> float:
         """Train on every batch once; returns the mean training loss."""
-        loss, steps = train_steps(self.job, self.chosen, self.macs, self.optimizer, batches, self.step)
-        self.step += steps
-        return loss
+        return train_steps(self.job, self.chosen, self.macs, self.optimizer, batches)
 
     def network(self) -> nn.Module:
         """The network in training."""
         return self.chosen
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimizer and step; the structure follows from the job."""
-        return {
-            "step": self.step,
-            "network": self.chosen.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
+        """Weights and optimizer; the structure follows from the job."""
+        return {"network": self.chosen.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the epoch that ``state`` was taken at."""
-        self.step = state["step"]
         self.chosen.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -45,7 +45,7 @@ class Diverging(Dense):
     name = "diverging"
 
     def train_epoch(self, batches: Iterable[Batch]) -> float:
-        return super().train_epoch(batches) if self.step == 0 else float("nan")
+        return super().train_epoch(batches) if self.job.clock.end == 0 else float("nan")
 
 
 class Failing(Dense):

@@ -18,7 +18,7 @@ from nasbench_grow.bench.record import Record, bar, origin, table, verdict
 from nasbench_grow.bench.settings import Settings
 from nasbench_grow.contract import Recipe
 from nasbench_grow.harness.cell import DEFAULT_SETUP
-from nasbench_grow.harness.measure import PeakMemory
+from nasbench_grow.harness.measure import PeakMemory, saved_bytes
 from nasbench_grow.harness.setups import SETUPS
 
 SUMMARY = "training memory of the dense network, of sub-networks and of the seed"
@@ -57,23 +57,13 @@ def step_bytes(network: nn.Module, inputs: Tensor, targets: Tensor) -> dict[str,
     Tensors that share memory count once; the batch counts as an activation.
     """
     optimizer = Recipe().optimizer(network)
-    weights = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
-    saved: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = F.cross_entropy(network(inputs), targets)
+    loss, activations = saved_bytes(network, lambda: F.cross_entropy(network(inputs), targets))
     loss.backward()
     optimizer.step()
     state = [tensor for values in optimizer.state.values() for tensor in values.values() if isinstance(tensor, Tensor)]
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
     held = [*network.parameters(), *network.buffers(), *gradients, *state]
-    return {"activations": sum(saved.values()), "weights": sum(tensor.nbytes for tensor in held)}
+    return {"activations": activations, "weights": sum(tensor.nbytes for tensor in held)}
 
 
 def child(path: str) -> None:

@@ -71,6 +71,7 @@ class LanguageModelling(Task):
     """Time steps of truncated back-propagation (T)."""
     input_shape = (1 + sequence,)
     recipe = ZarembaRecipe()
+    batch_may_change = False
 
     def initialise(self, network: nn.Module, train: TrainSplit) -> None:
         """Start the softmax's biases at the logarithms of the words' frequencies (a word counts one more than it is

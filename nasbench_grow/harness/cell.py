@@ -55,6 +55,8 @@ class Cell:
         }
         if setup.precision != "fp32":
             determining["precision"] = setup.precision
+        if setup.adaptive:
+            determining["adaptive"] = True
         if version > 1:  # a first version is left out, as it was before methods had versions: old records stay valid
             determining["method_version"] = version
         if giver is not None:

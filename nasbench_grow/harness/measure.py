@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import gc
 import hashlib
@@ -11,6 +12,7 @@ import resource
 import statistics
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -20,16 +22,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nasbench_grow import parallel
+
 _PACKAGES = ("torch", "timm", "fvcore", "torch-pruning", "numpy")
 
 
 @cache
 def hardware() -> dict[str, Any]:
-    """The machine: processor, usable cores, threads that PyTorch uses, memory in GiB, GPU, operating system."""
+    """The machine: processor, usable cores, processes that share a batch, threads that PyTorch uses in each, memory in
+    GiB, GPU, operating system."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processes": parallel.processes(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(memory / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -85,6 +91,38 @@ class PeakMemory:
                     return int(line.split()[1]) * 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def saved_bytes(network: nn.Module, forward: Callable[[], Tensor]) -> tuple[Tensor, int]:
+    """What ``forward()`` gives, and the bytes of the tensors that it keeps for the backward pass.
+
+    Tensors that share memory count once, the network's weights and buffers not at all; the batch counts.
+    """
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = forward()
+    return output, sum(saved.values())
+
+
+def activation_bytes(network: nn.Module, example: Tensor) -> float:
+    """Bytes that a training step of ``network`` keeps for the backward pass, for each sample like ``example``."""
+    probe = copy.deepcopy(network).train()  # a pass in training mode moves the statistics of the batch norms
+
+    def saved_by(count: int) -> int:
+        batch = torch.cat(count * [example])
+        return saved_bytes(probe, lambda: probe(batch))[1]
+
+    with torch.random.fork_rng():
+        few, many = saved_by(2), saved_by(4)
+    return (many - few) / 2  # without what does not depend on the batch
 
 
 def latency_ms(network: nn.Module, batch: Tensor, *, runs: int = 7) -> float:

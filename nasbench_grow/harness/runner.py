@@ -19,13 +19,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from nasbench_grow import registry
+from nasbench_grow import parallel, registry
 from nasbench_grow.architecture import describe
 from nasbench_grow.contract import Batch, Job, Method, Split, Splits, Task
 from nasbench_grow.cost import TrainingMeter, count_macs
 from nasbench_grow.errors import UserError
-from nasbench_grow.harness import measure
+from nasbench_grow.harness import measure, ranks
+from nasbench_grow.harness.adaptive import AdaptiveBatch, regrouped
 from nasbench_grow.harness.cell import Cell
+from nasbench_grow.harness.setups import ADAPTIVE, PARALLEL
 from nasbench_grow.harness.store import RECORD_FIELDS, Record, Store
 
 Progress = Callable[[dict[str, Any]], None]
@@ -49,23 +51,33 @@ def run_cell(cell: Cell, store: Store, *, profile: str | None = None, progress: 
 
     The caller holds the cell's lock. A loss that is not finite gives a record with status "diverged"; an unexpected
     error one with status "failed", its traceback kept in ``logs/``. Neither leaves a checkpoint: a later run of such
-    a cell starts afresh.
+    a cell starts afresh. Where several processes share the batches and one is killed, the record is "failed" too, but
+    the checkpoint stays.
 
     Raises:
         UserError: the cell asks for something that cannot be had (data, backbone, budget, the architecture of another
             cell), or the results folder cannot be written. No record is kept; see :func:`record_failure`.
     """
     run = _Run(cell, store, profile)
+    tell = progress or (lambda entry: None)
     try:
+        if run.setup.processes() > parallel.processes():
+            return ranks.launch(cell, store, profile, tell)
         run.prepare()
-        run.train(progress or (lambda entry: None))
+        run.train(tell)
         record = run.conclude()
     except UserError:
         raise
     except DivergedError as error:
         record = run.record("diverged", str(error))
+    except ranks.RankDiedError as error:
+        record = run.record("failed", f"{error}; the same command goes on after the last finished epoch")
+        store.write_record(record)
+        return record
     except Exception as error:
-        log = store.write_log(run.key, traceback.format_exc())
+        if parallel.processes() > 1:
+            raise  # so that the other processes are ended too
+        log = store.write_log(run.key, getattr(error, "log", None) or traceback.format_exc())
         record = run.record("failed", f"{_one_line(error)} (traceback in {log.relative_to(store.root)})")
     store.write_record(record)
     store.drop_checkpoint(run.key)
@@ -109,7 +121,7 @@ class _Run:
         self.key = cell.run_key()
         self.task = registry.task(cell.task)()
         self.setup = registry.setup(cell.setup)
-        self.meter = TrainingMeter()
+        self.meter = TrainingMeter(parallel.processes())
         self.history: list[dict[str, Any]] = []
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self.wall_s = 0.0
@@ -127,6 +139,11 @@ class _Run:
         self.setup.activate()
         architecture = _given_architecture(self.cell, self.store)
         example = self.setup.place(self.task.example())
+        if self.setup.adaptive and not self.task.batch_may_change:
+            raise UserError(
+                f"setup {self.cell.setup!r} cannot run task {self.cell.task!r}: its batches go on row by row, so "
+                f"that their size must stay; use setup {self.cell.setup.removesuffix(ADAPTIVE)!r}"
+            )
         self._measure_dense(example)  # before the data are fetched, because the backbone's name may be wrong
         self.splits = _load(self.cell.task, self.setup.device, self.cell.train_samples)
         recipe = self.task.recipe.for_samples(self.cell.train_samples)
@@ -144,14 +161,16 @@ class _Run:
             meter=self.meter,
             architecture=architecture,
         )
-        drawn = self.job.total_steps * min(batch_size, len(self.splits.train))
-        self.dense_train_macs = 3 * self.dense_macs * drawn
+        self.dense_train_macs = 3 * self.dense_macs * self._samples_per_epoch() * self.cell.epochs
+        if self.setup.adaptive:
+            self.adaptive = AdaptiveBatch(self._build(), example, batch_size)
         self.memory = measure.PeakMemory(example.device)
         _seed(self.cell.seed)
         self.method = registry.method(self.cell.method)(self.job)
         checkpoint = self.store.checkpoint(self.key)
         if checkpoint is not None:
             self._resume(checkpoint)
+        parallel.wait_for_all()
 
     def train(self, progress: Progress) -> None:
         """The epochs that are left."""
@@ -161,7 +180,7 @@ class _Run:
         for epoch in range(len(self.history) + 1, self.cell.epochs + 1):
             start = time.perf_counter()
             with self.setup.autocast():
-                loss = self.method.train_epoch(self._batches(epoch))
+                loss = self._mean(self.method.train_epoch(self._batches(epoch)))
             self.wall_s += time.perf_counter() - start
             if not math.isfinite(loss):
                 raise DivergedError(f"the training loss became {loss} in epoch {epoch} of {self.cell.epochs}")
@@ -253,8 +272,41 @@ class _Run:
             return self.task.evaluate(network, split)
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
-        for inputs, targets in self.splits.train.epoch(epoch, self.job.recipe.batch_size, self.cell.seed):
-            yield self.setup.place(inputs), targets
+        """An epoch's batches, of which this process takes its part; the clock moves on with each."""
+        batch_size = self.job.recipe.batch_size
+        samples, seen = self._samples_per_epoch(), 0
+        self.job.clock.move_to((epoch - 1) * self.job.steps_per_epoch)
+        batches = self.splits.train.epoch(epoch, batch_size, self.cell.seed)
+        if self.setup.adaptive:
+            assert self.method is not None
+            in_training = self.method.in_training
+            batches = regrouped(batches, samples, lambda: self.adaptive.size(in_training()))
+        for inputs, targets in batches:
+            before, seen = seen, seen + len(inputs)
+            steps = self.job.steps_per_epoch * seen // samples - self.job.steps_per_epoch * before // samples
+            self.job.clock.draw(steps, len(inputs) / min(batch_size, samples))
+            yield self.setup.place(self._part(inputs)), self._part(targets)
+
+    def _samples_per_epoch(self) -> int:
+        """Samples that an epoch draws: whole batches of the recipe's, or all where they are not enough for one."""
+        batch_size = self.job.recipe.batch_size
+        return self.job.steps_per_epoch * min(batch_size, len(self.splits.train))
+
+    def _part(self, batch: torch.Tensor) -> torch.Tensor:
+        """This process's part of a batch."""
+        count = parallel.processes()
+        if len(batch) % count:
+            raise UserError(
+                f"setup {self.cell.setup!r} cannot share batches of {len(batch)} equally among {count} processes; use "
+                f"setup {self.cell.setup.removesuffix(PARALLEL)!r}"
+            )
+        return batch.chunk(count)[parallel.rank()]
+
+    def _mean(self, loss: float) -> float:
+        """The mean of a figure over the processes, the same in each."""
+        mean = self.setup.place(torch.tensor(loss))
+        parallel.average([mean])
+        return mean.item() if parallel.processes() > 1 else loss
 
     def _entry(self, epoch: int, loss: float) -> dict[str, Any]:
         """What the history keeps of an epoch that has just ended."""

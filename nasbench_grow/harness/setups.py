@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 Precision = Literal["fp32", "tf32", "bf16"]
 _Place = TypeVar("_Place", Tensor, nn.Module)
+
+ADAPTIVE, PARALLEL = "-adaptive", "-ddp"
+CPU_PROCESSES = 2
+"""Processes of the CPU's set-up with several: they gain nothing over threads, but show that it works."""
 
 
 @dataclass(frozen=True)
@@ -27,28 +31,41 @@ class Setup:
     precision: Precision = "fp32"
     """Of products: fp32; tf32, which rounds their factors to 10 bits; bf16, in which activations are kept too. Weights,
     gradients and the optimizer's state are fp32 in all of them."""
+    adaptive: bool = False
+    """The batch grows as the network shrinks (:mod:`nasbench_grow.harness.adaptive`)."""
+    parallel: bool = False
+    """Several processes share every batch (:mod:`nasbench_grow.harness.ranks`)."""
+
+    def processes(self) -> int:
+        """How many processes a cell is run by: one for each GPU of this machine, or :data:`CPU_PROCESSES`."""
+        if not self.parallel:
+            return 1
+        return torch.cuda.device_count() if self.device == "cuda" else CPU_PROCESSES
 
     def available(self) -> tuple[bool, str]:
         """Whether this machine can run the set-up and, if not, why not."""
-        if not self.device.startswith("cuda"):
+        if self.parallel and not distributed.is_available():
+            return False, "this PyTorch was built without torch.distributed"
+        if self.device != "cuda":
             return True, ""
         if not torch.cuda.is_available():
             return False, "PyTorch finds no CUDA device"
         if self.precision != "fp32" and torch.cuda.get_device_capability() < (8, 0):
             return False, f"{torch.cuda.get_device_name()} has no {self.precision} units: they came with Ampere (8.0)"
+        if self.parallel and torch.cuda.device_count() < 2:
+            return False, f"the machine has one GPU; use {self.name.removesuffix(PARALLEL)!r}"
         return True, ""
 
     def activate(self) -> None:
         """Makes PyTorch compute as the set-up says, in this process, from now on."""
-        if self.device.startswith("cuda"):
+        if self.device == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
             torch.backends.cudnn.benchmark = True  # the fastest kernel of a layer's shape, found once for each shape
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision of everything that runs inside."""
         # Without its cache of cast weights, which outlives a step: the next one would compute with the old weights.
-        device = torch.device(self.device).type
-        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
 
     def place(self, thing: _Place) -> _Place:
         """The tensor or module on the set-up's device in its memory layout."""
@@ -58,15 +75,28 @@ class Setup:
         return thing.to(self.device, memory_format=memory_format)  # type: ignore[call-overload]
 
 
-_ONE_GPU = "one CUDA GPU, channels last"
+_BASES = (
+    Setup("cpu", "CPU, tensors in PyTorch's default layout (NCHW)"),
+    Setup("cpu-channels-last", "CPU, tensors with channels last in memory (NHWC)", channels_last=True),
+    Setup("cuda-fp32", "CUDA GPU, channels last, single precision", "cuda", channels_last=True),
+    Setup("cuda-tf32", "CUDA GPU, channels last, products of rounded factors", "cuda", True, precision="tf32"),
+    Setup("cuda-bf16", "CUDA GPU, channels last, half-size products and activations", "cuda", True, precision="bf16"),
+)
 
-SETUPS = {
-    setup.name: setup
-    for setup in (
-        Setup("cpu", "CPU, tensors in PyTorch's default layout (NCHW)"),
-        Setup("cpu-channels-last", "CPU, tensors with channels last in memory (NHWC)", channels_last=True),
-        Setup("cuda-fp32", f"{_ONE_GPU}, single precision", "cuda", channels_last=True),
-        Setup("cuda-tf32", f"{_ONE_GPU}, products of rounded factors", "cuda", channels_last=True, precision="tf32"),
-        Setup("cuda-bf16", f"{_ONE_GPU}, half-size products and activations", "cuda", True, precision="bf16"),
+
+def _with_options(base: Setup) -> tuple[Setup, Setup, Setup]:
+    """A set-up as it is, with the adaptive batch, and with several processes."""
+    sharing = f"{CPU_PROCESSES} processes" if base.device == "cpu" else "all GPUs of the machine"
+    return (
+        base,
+        replace(
+            base,
+            name=base.name + ADAPTIVE,
+            summary=f"{base.summary}; the batch grows as the network shrinks",
+            adaptive=True,
+        ),
+        replace(base, name=base.name + PARALLEL, summary=f"{base.summary}; {sharing} share each batch", parallel=True),
     )
-}
+
+
+SETUPS = {setup.name: setup for base in _BASES for setup in _with_options(base)}

@@ -211,6 +211,19 @@ class Store:
         _log.warning("damaged: %s (%s); moved to %s, its cell will be run again", path, reason, target)
 
 
+class ReadOnlyStore(Store):
+    """A results folder that another process writes for this one: nothing is changed here."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        super().__init__(root, repair=False)
+
+    def drop_checkpoint(self, key: str) -> None:
+        """Left to the other process."""
+
+    def _write(self, path: Path, data: bytes | memoryview) -> None:
+        pass
+
+
 def _check_record(record: Any, key: str) -> None:
     """Raise ValueError unless this is a whole record of cell ``key``."""
     if not isinstance(record, dict):

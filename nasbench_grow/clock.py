@@ -1,0 +1,37 @@
+"""Where a training run stands in its schedule, whatever the size of its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+_Batch = TypeVar("_Batch")
+
+
+class Clock:
+    """Counts the steps of a schedule: those of the recipe's batch size, of which a larger batch is worth several.
+
+    Attributes:
+        start, end: steps done before the batch in hand, and with it.
+        scale: size of the batch in hand over the recipe's. The learning rate is multiplied by it: the linear scaling
+            rule (Goyal et al., arXiv 1706.02677, section 2.1).
+    """
+
+    def __init__(self) -> None:
+        self.start = self.end = 0
+        self.scale = 1.0
+
+    def draw(self, steps: int = 1, scale: float = 1.0) -> None:
+        """A batch is handed over that is worth so many steps."""
+        self.start, self.end, self.scale = self.end, self.end + steps, scale
+
+    def move_to(self, step: int) -> None:
+        """So many steps are done and no batch is in hand."""
+        self.start = self.end = step
+        self.scale = 1.0
+
+    def each(self, batches: Iterable[_Batch]) -> Iterator[_Batch]:
+        """The batches, each worth one step."""
+        for batch in batches:
+            self.draw()
+            yield batch

@@ -1,0 +1,180 @@
+"""Several processes that share every batch: the same gradients, the same structures, and what happens if one dies."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from nasbench_grow.grower import Grower
+from nasbench_grow.harness.store import Store
+from nasbench_grow.parallel import sharing_batches
+
+TIMEOUT_S = 240
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8, affine=False), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)),
+    ).double()
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(12, 3, 6, 6, generator=generator, dtype=torch.float64)
+    inputs[6:] *= 3  # the halves have other statistics
+    return inputs, torch.arange(12) % 5
+
+
+def two_steps(part: slice) -> dict[str, Tensor]:
+    """The gradients of the second of two steps on a part of the batch, and the statistics by then."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    inputs, targets = batch()
+    for _ in range(2):
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs[part]), targets[part]).backward()
+        optimizer.step()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {**gradients, **dict(model.named_buffers())}
+
+
+def growth(part: slice) -> Tensor:
+    """The structures that a few steps of growing on a part of each batch arrive at."""
+    model = network().float()
+    inputs, targets = batch()
+    grower = Grower(
+        model,
+        inputs[:1].float(),
+        budget=0.5,
+        epochs=4,
+        steps_per_epoch=5,
+        loss=F.cross_entropy,
+        optimizer=lambda network: torch.optim.SGD(network.parameters(), lr=0.1),
+    )
+    for _ in range(4):
+        grower.train(5 * [(inputs[part].float(), targets[part])])
+    return grower.masks.present
+
+
+def one_process(number: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=number, world_size=2)
+    half = slice(0, 6) if number == 0 else slice(6, 12)
+    with sharing_batches():
+        torch.save({**two_steps(half), "present": growth(half)}, folder / f"{number}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_have_the_gradients_and_structures_of_one(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=one_process, args=(number, tmp_path)) for number in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=TIMEOUT_S)
+
+    expected = {**two_steps(slice(0, 12)), "present": growth(slice(0, 12))}
+    for number in range(2):
+        found = torch.load(tmp_path / f"{number}.pt")
+        assert found.keys() == expected.keys()
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], msg=name)
+
+
+def test_alone_nothing_is_changed() -> None:
+    expected = two_steps(slice(0, 12))
+    plain = F.batch_norm
+    with sharing_batches():
+        assert F.batch_norm is not plain
+    assert F.batch_norm is plain
+    torch.testing.assert_close(two_steps(slice(0, 12)), expected)
+
+
+def command(folder: Path, **changes: Any) -> list[str]:
+    options = {
+        **{"method": "grow", "task": "digits", "backbone": "cifar_resnet20", "budget": 0.5, "seed": 0, "epochs": 3},
+        **{"train_samples": 320, "setup": "cpu-ddp", "results": folder, **changes},
+    }
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return [sys.executable, "-m", "nasbench_grow.cli", "run", *words]
+
+
+def run(folder: Path, **changes: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(folder, **changes), capture_output=True, text=True, timeout=TIMEOUT_S)
+
+
+def record(folder: Path) -> dict[str, Any]:
+    (path,) = (folder / "records").glob("*.json")
+    return dict(json.loads(path.read_text()))
+
+
+def test_a_cell_run_by_two_processes_grows_as_by_one(tmp_path: Path) -> None:
+    done = [run(tmp_path / setup, setup=setup) for setup in ("cpu", "cpu-ddp")]
+
+    assert [each.returncode for each in done] == [0, 0], done
+    one, two = (record(tmp_path / setup) for setup in ("cpu", "cpu-ddp"))
+    assert (one["hardware"]["processes"], two["hardware"]["processes"]) == (1, 2)
+    assert two["train_macs"] == pytest.approx(one["train_macs"], rel=0.01)
+    assert two["macs"] == pytest.approx(one["macs"], rel=0.02)
+    assert len(list((tmp_path / "cpu-ddp" / "histories").iterdir())) == 1
+    assert not list((tmp_path / "cpu-ddp" / "checkpoints").iterdir())
+
+
+def test_a_killed_process_ends_the_run_with_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", epochs=6)
+    assert whole.returncode == 0, whole.stderr
+
+    store = Store(tmp_path / "killed")
+    main = subprocess.Popen(command(store.root, epochs=6), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    kill_second_rank_after_an_epoch(main, store)
+    printed, complaint = main.communicate(timeout=TIMEOUT_S)
+
+    assert main.returncode == 1
+    assert "process 1 of 2 was ended by SIGKILL" in printed
+    assert "goes on after the last finished epoch" in printed
+    assert "Traceback" not in printed + complaint
+    assert record(store.root)["status"] == "failed"
+
+    resumed = run(store.root, epochs=6)
+    assert resumed.returncode == 0, resumed.stderr
+    assert record(store.root)["weights_sha256"] == record(tmp_path / "whole")["weights_sha256"]
+
+
+def kill_second_rank_after_an_epoch(main: subprocess.Popen[str], store: Store) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not list(store.root.glob("checkpoints/*.pt")):
+        assert main.poll() is None and time.monotonic() < deadline, "the run ended before its first epoch"
+        time.sleep(0.01)
+    for process in psutil.Process(main.pid).children(recursive=True):
+        if process.environ().get("LOCAL_RANK") == "1":
+            process.send_signal(signal.SIGKILL)
+            return
+    pytest.fail("no second process was found")
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_refused(tmp_path: Path) -> None:
+    refused = run(tmp_path, method="dense", budget=1, train_samples=31)
+
+    assert refused.returncode == 2
+    lines = [line for line in refused.stderr.splitlines() if "error" in line]
+    assert lines == [
+        "nasbench-grow: error: setup 'cpu-ddp' cannot share batches of 31 equally among 2 processes; use setup 'cpu'"
+    ]
