@@ -55,6 +55,7 @@ class L1(Method):
         macs = self.space.macs(self.present)
         return train_steps(self.job, self.trained, macs, self.optimizer, batches)
 
+    @torch.profiler.record_function("restructuring")
     def _become(self, present: Tensor) -> None:
         """Cuts the full network and its optimizer down to ``present``."""
         small = extract(self.space, self.trained, present)

@@ -119,7 +119,8 @@ class Grower:
         if self.learning_rate_at is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate_at(self.clock.start)
-        loss = self.loss(self.gated(inputs, self.masks.gates()), target)
+        output = self.gated.network(inputs) if self.masks.settled else self.gated(inputs, self.masks.gates())
+        loss = self.loss(output, target)
         self.optimizer.zero_grad()
         (loss + self.masks.penalty()).backward()
         self.optimizer.step()
@@ -127,6 +128,7 @@ class Grower:
         self.meter.step(self.macs_now, len(inputs))
         return loss.detach()
 
+    @torch.profiler.record_function("restructuring")
     def _restructure(self) -> None:
         """Writes the sub-network back, samples the structures of the next period, and takes those up."""
         before, cost = self.masks.present, self.masks.cost

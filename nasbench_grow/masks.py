@@ -54,6 +54,8 @@ class Masks(ABC):
         self.present = space.seed(preset.structures)
         self.always = self._always()
         self.logits = torch.zeros(len(space))
+        self.settled = False
+        """Whether the structures stay as they are and every gate is 1: training can do without the gates."""
         self.dense_macs = space.macs(space.full())
         self.seed_macs = space.macs(self.present)
 
@@ -259,7 +261,8 @@ class PricedMasks(Masks):
         self._ones.grad = None
 
     def resample(self, progress: float) -> Tensor:
-        if progress > self.preset.settle and self.full_grown:
+        self.settled = progress > self.preset.settle and self.full_grown
+        if self.settled:
             return self.present
         if self.preset.structures != "layers":
             self._appraise()
@@ -290,9 +293,10 @@ class PricedMasks(Masks):
             "noise": self.noise,
             "squares": self.squares.clone(),
             "full_grown": self.full_grown,
+            "settled": self.settled,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.noise, self.squares = state["noise"], state["squares"].to(self.device, copy=True)
-        self.full_grown = state["full_grown"]
+        self.full_grown, self.settled = state["full_grown"], state["settled"]

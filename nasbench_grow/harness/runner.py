@@ -58,12 +58,13 @@ def run_cell(cell: Cell, store: Store, *, profile: str | None = None, progress: 
         UserError: the cell asks for something that cannot be had (data, backbone, budget, the architecture of another
             cell), or the results folder cannot be written. No record is kept; see :func:`record_failure`.
     """
-    run = _Run(cell, store, profile)
+    run = Run(cell, store, profile)
     tell = progress or (lambda entry: None)
     try:
         if run.setup.processes() > parallel.processes():
             return ranks.launch(cell, store, profile, tell)
         run.prepare()
+        run.resume()
         run.train(tell)
         record = run.conclude()
     except UserError:
@@ -86,7 +87,7 @@ def run_cell(cell: Cell, store: Store, *, profile: str | None = None, progress: 
 
 def record_failure(cell: Cell, store: Store, error: UserError, *, profile: str | None = None) -> Record:
     """Keep and return the record of a cell that could not be run because of bad input."""
-    record = _Run(cell, store, profile).record("failed", str(error))
+    record = Run(cell, store, profile).record("failed", str(error))
     store.write_record(record)
     return record
 
@@ -111,7 +112,7 @@ class _Head:
                 return
 
 
-class _Run:
+class Run:
     """A cell under way."""
 
     def __init__(self, cell: Cell, store: Store, profile: str | None) -> None:
@@ -134,7 +135,7 @@ class _Run:
         self._began = time.perf_counter()
 
     def prepare(self) -> None:
-        """Load the data, build the method, take up the checkpoint if there is one."""
+        """Load the data and build the method."""
         _seed(self.cell.seed)
         self.setup.activate()
         architecture = _given_architecture(self.cell, self.store)
@@ -167,6 +168,9 @@ class _Run:
         self.memory = measure.PeakMemory(example.device)
         _seed(self.cell.seed)
         self.method = registry.method(self.cell.method)(self.job)
+
+    def resume(self) -> None:
+        """Take up the checkpoint, if there is one."""
         checkpoint = self.store.checkpoint(self.key)
         if checkpoint is not None:
             self._resume(checkpoint)
@@ -180,7 +184,7 @@ class _Run:
         for epoch in range(len(self.history) + 1, self.cell.epochs + 1):
             start = time.perf_counter()
             with self.setup.autocast():
-                loss = self._mean(self.method.train_epoch(self._batches(epoch)))
+                loss = self._mean(self.method.train_epoch(self.batches(epoch)))
             self.wall_s += time.perf_counter() - start
             if not math.isfinite(loss):
                 raise DivergedError(f"the training loss became {loss} in epoch {epoch} of {self.cell.epochs}")
@@ -271,7 +275,7 @@ class _Run:
         with self.setup.autocast():
             return self.task.evaluate(network, split)
 
-    def _batches(self, epoch: int) -> Iterator[Batch]:
+    def batches(self, epoch: int) -> Iterator[Batch]:
         """An epoch's batches, of which this process takes its part; the clock moves on with each."""
         batch_size = self.job.recipe.batch_size
         samples, seen = self._samples_per_epoch(), 0

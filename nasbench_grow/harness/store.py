@@ -1,4 +1,4 @@
-"""The results folder: records, histories, architectures, checkpoints, logs and locks.
+"""The results folder: records, histories, architectures, checkpoints, traces, logs and locks.
 
 Every file is written to a neighbour, flushed to the disk and renamed, so that a file is either the old one or the new
 one. A file that cannot be read all the same (a half copied folder, a bad disk) is moved to ``damaged/`` and reported.
@@ -106,6 +106,12 @@ class Store:
         """Keep a traceback; returns the file's path."""
         path = self._path("logs", key)
         self._write(path, text.encode())
+        return path
+
+    def write_trace(self, key: str, data: bytes) -> Path:
+        """Keep the Chrome trace of a cell's first steps; returns the file's path."""
+        path = self._path("profiles", key)
+        self._write(path, data)
         return path
 
     def checkpoint(self, key: str) -> dict[str, Any] | None:

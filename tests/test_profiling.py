@@ -1,0 +1,114 @@
+"""``run --profile-steps``: the parts of a step add up to it, and nothing but a trace is left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cells import small_cell
+from torch import Tensor
+from torch.optim import optimizer
+
+from nasbench_grow import registry
+from nasbench_grow.cli import main
+from nasbench_grow.cost import count_macs
+from nasbench_grow.harness.floor import copy_bandwidth, matrix_rate
+from nasbench_grow.harness.profiling import PARTS, describe, profile_steps
+from nasbench_grow.harness.store import Store
+
+
+@pytest.fixture(autouse=True)
+def small_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nasbench_grow.harness.floor._SIDE", {"cpu": 64})
+    monkeypatch.setattr("nasbench_grow.harness.floor._COPIED_BYTES", {"cpu": 2**16})
+
+
+def growing(**changes: Any) -> Any:
+    cell = {"method": "grow", "backbone": "cifar_resnet20", "budget": 0.5, "train_samples": 320, "epochs": 4}
+    return small_cell(**{**cell, **changes})
+
+
+def command(folder: Path, *more: str, epochs: str = "2") -> list[str]:
+    where = ["run", "--method", "dense", "--task", "digits", "--backbone", "cifar_resnet20", "--budget", "1"]
+    return [*where, "--seed", "0", "--epochs", epochs, "--train-samples", "64", "--results", str(folder), *more]
+
+
+def test_the_parts_add_up_to_the_step_and_the_trace_holds_them(tmp_path: Path) -> None:
+    found = profile_steps(growing(), Store(tmp_path), 7)
+
+    assert set(found.parts) == {*PARTS, "other"}
+    assert sum(found.parts.values()) == pytest.approx(found.seconds)
+    assert all(found.parts[part] > 0 for part in PARTS), "a restructuring lies in the first ten steps"
+    assert found.floor * found.matrix_rate == pytest.approx(found.macs)
+    names = {event.get("name") for event in json.loads(found.trace.read_text())["traceEvents"]}
+    assert set(PARTS) <= names
+    text = describe(found)
+    assert all(part in text for part in (*PARTS, "other", "whole step", "floor", str(found.trace)))
+
+
+def test_the_macs_of_a_fixed_network_are_those_of_every_step(tmp_path: Path) -> None:
+    cell = growing(method="dense", budget=1.0)
+    found = profile_steps(cell, Store(tmp_path), 5)
+
+    task = registry.task("digits")()
+
+    macs = count_macs(registry.build_backbone("cifar_resnet20", task), task.example())
+    assert found.macs == 3 * macs * 32
+    assert found.parts["restructuring"] == 0
+
+
+def test_nothing_else_is_written_and_pytorch_is_left_as_it_was(tmp_path: Path) -> None:
+    backward, hooks = Tensor.backward, dict(optimizer._global_optimizer_pre_hooks)
+    profile_steps(growing(), Store(tmp_path), 2)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["profiles"]
+    assert Tensor.backward is backward
+    assert dict(optimizer._global_optimizer_pre_hooks) == hooks
+
+
+def test_an_error_leaves_pytorch_as_it_was_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backward = Tensor.backward
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("broken loss")
+
+    monkeypatch.setattr(registry.task("digits"), "loss", broken)
+    with pytest.raises(RuntimeError, match="broken loss"):
+        profile_steps(growing(), Store(tmp_path), 2)
+    assert Tensor.backward is backward
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--profile-steps", "0"], "profile steps 0 is out of range: profile 1 step or more"),
+        (["--profile-steps", "9"], "the run has 4 steps"),
+        (["--profile-steps", "1", "--json"], "--profile-steps goes with neither --dry-run nor --json"),
+        (["--profile-steps", "1", "--setup", "cpu-ddp"], "setup 'cpu-ddp' has several processes"),
+    ],
+)
+def test_bad_input_is_answered_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    assert main(command(tmp_path, *more)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_command_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(tmp_path, "--profile-steps", "1")) == 0
+    printed = capsys.readouterr().out
+    assert "whole step" in printed
+    assert len(list((tmp_path / "profiles").glob("*.json"))) == 1
+
+
+def test_the_rates_of_the_device_are_those_of_what_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+
+    monkeypatch.setattr("nasbench_grow.harness.floor._fastest", lambda device, run: (run(), 2.0)[1])
+    assert matrix_rate(torch.device("cpu"), torch.float32) == 64**3 / 2
+    assert copy_bandwidth(torch.device("cpu")) == 2 * 2**16 / 2
