@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nasbench_grow.bench import __main__ as bench
-from nasbench_grow.bench import memory, networks, record, restructure, startup, step_time
+from nasbench_grow.bench import compiling, memory, networks, plain, record, restructure, startup, step_time, whole_run
 from nasbench_grow.bench.settings import EPOCH_STEPS, QUICK
 from nasbench_grow.bench.steps import interleave, training_step
 from nasbench_grow.errors import UserError
@@ -234,3 +234,59 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*step_time\.json"):
         record.write_json(tmp_path / "file" / "step_time.json", {})
+
+
+# --- whole runs, hand-written networks, compiling ---
+
+
+def test_a_network_by_hand_and_an_extracted_one_are_timed_in_every_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        plain, "interleave", lambda steps, *_: {name: [(step(), 0.1)[1]] for name, step in steps.items()}
+    )
+    found = record.provenance("plain", TINY) | plain.measure(TINY)
+
+    assert {(each["kind"], each["share"]) for each in found["networks"]} == {
+        (kind, share) for kind in ("uniform", "random") for share in (0.5, 0.25)
+    }
+    assert all(set(each["seconds"]) == {"by hand", *plain.LOOPS} for each in found["networks"])
+    slow = copy.deepcopy(found)
+    slow["networks"][0]["seconds"]["growing"] = [0.104]
+    assert plain.tables(found).count("met") - plain.tables(found).count("not met") == 4
+    assert plain.tables(slow).count("**not met**") == 1
+
+
+def test_the_time_of_a_whole_run_is_held_against_its_macs() -> None:
+    found = record.provenance("whole_run", TINY) | whole_run.measure(TINY)
+    (run,) = found["runs"]
+    assert len(run["dense"]["seconds"]) == len(run["grow"]["seconds"]) == TINY.run_steps // 4
+    assert 0 < run["grow"]["train_macs"] < run["dense"]["train_macs"]
+
+    run["dense"] |= {"preparation": 0.0, "seconds": [1.0, 1.0], "train_macs": 100}
+    run["grow"] |= {"preparation": 0.1, "seconds": [0.5, 0.5], "train_macs": 50}
+    assert cells_of(whole_run.tables(found))[-1][4:] == ["0.550", "0.500", "1.10", "1.15", "met"]
+    run["grow"]["preparation"] = 0.2
+    assert cells_of(whole_run.tables(found))[-1][4:] == ["0.600", "0.500", "1.20", "1.15", "**not met**"]
+
+
+def test_the_shapes_of_a_run_are_counted_and_what_cannot_be_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        def forward(inputs: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("no compiler is to be had")
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    found = record.provenance("compiling", TINY) | compiling.measure(TINY)
+    assert [each["granularity"] for each in found["shapes"]] == list(compiling.GRANULARITIES)
+    for each in found["shapes"]:
+        assert 1 < each["shapes"] <= 80
+        assert each["until"] + each["last"] == 160 * EPOCH_STEPS
+    assert "RuntimeError: no compiler is to be had" in compiling.tables(found)
+
+    found["networks"][0] = {
+        **{"backbone": "b", "network": "dense", "compiling": 30.0},
+        **{"plain": [0.3, 0.3], "compiled": [0.2, 0.2]},
+    }
+    row = cells_of(compiling.tables(found))[2]
+    assert row[:5] == ["b", "dense", "30", "300.0", "200.0"]
+    assert row[5].startswith("0.67 ") and row[6] == "300"

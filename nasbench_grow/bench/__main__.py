@@ -8,12 +8,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from nasbench_grow.bench import memory, record, restructure, startup, step_time
+from nasbench_grow.bench import compiling, memory, plain, record, restructure, startup, step_time, whole_run
 from nasbench_grow.bench.settings import FULL, QUICK, Settings
 from nasbench_grow.errors import UserError, unknown
 
 PARTS: dict[str, ModuleType] = {
-    module.__name__.rpartition(".")[2]: module for module in (step_time, restructure, memory, startup)
+    module.__name__.rpartition(".")[2]: module
+    for module in (step_time, plain, whole_run, restructure, compiling, memory, startup)
 }
 """Each part has a SUMMARY, ``measure(settings)`` and ``tables(record)``."""
 
@@ -22,7 +23,7 @@ parts:
 {parts}
 
 Each part writes DIR/NAME.json (raw measurements with machine, versions and date) and DIR/NAME.md (tables with targets),
-and puts its tables into the performance page. Everything takes about six minutes on two cores; keep the machine idle.
+and puts its tables into the performance page. Everything takes about half an hour on two cores; keep the machine idle.
 A part that is stopped leaves its old record; give its name to run it alone.
 
 examples:

@@ -16,6 +16,8 @@ class Settings:
     """About how long the timed rounds of one comparison take."""
     min_rounds: int = 4
     """Rounds of a comparison, however long they take."""
+    run_steps: int = 160
+    """Optimizer steps of a whole run."""
     restructurings: int = 12
     repeats: int = 3
     """Fresh processes started for each start-up time."""
@@ -24,6 +26,6 @@ class Settings:
 
 
 FULL = Settings()
-QUICK = Settings(batch_size=8, seconds=0.0, min_rounds=2, restructurings=3, repeats=1, cells=50)
+QUICK = Settings(batch_size=8, seconds=0.0, min_rounds=2, run_steps=16, restructurings=3, repeats=1, cells=50)
 EPOCH_STEPS = 390
 """Optimizer steps of an epoch of CIFAR-10 (50,000 images in batches of 128)."""

@@ -1,0 +1,101 @@
+"""Does torch.compile pay, where the shapes change with every restructuring?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from nasbench_grow.backbones import create
+from nasbench_grow.bench.networks import CHANNELS, CLASSES, DENSE, Variant, backbone, batch, structures, sub_network
+from nasbench_grow.bench.record import Record, origin, ratios, spread, table
+from nasbench_grow.bench.settings import EPOCH_STEPS, Settings
+from nasbench_grow.bench.steps import interleave, seconds, training_step
+from nasbench_grow.contract import Recipe
+from nasbench_grow.grower import Grower
+from nasbench_grow.harness.cell import DEFAULT_EPOCHS, DEFAULT_SETUP
+from nasbench_grow.harness.setups import SETUPS
+
+SUMMARY = "what torch.compile costs for each new shape, and what it gains a step"
+BUDGET = 0.5
+GRANULARITIES = (8, 16)
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """Seconds of compiling and of steps, plain and compiled; how many shapes a growing run has and for how long."""
+    networks, shapes = [], []
+    for name in settings.backbones:
+        for variant in (DENSE, Variant("uniform", BUDGET, 8)):
+            networks.append({"backbone": name, "network": variant.kind, **_compiled(name, variant, settings)})
+        shapes += [{"backbone": name, "granularity": each, **_shapes(name, each, settings)} for each in GRANULARITIES]
+    return {"networks": networks, "shapes": shapes}
+
+
+def tables(record: Record) -> str:
+    """Cost and gain of compiling, then the shapes of a growing run, as Markdown."""
+    rows = []
+    for network in record["networks"]:
+        if "error" in network:
+            rows.append([network["backbone"], network["network"], network["error"], "", "", "", ""])
+            continue
+        plain, compiled = (spread(network[which]).median for which in ("plain", "compiled"))
+        after = f"{network['compiling'] / (plain - compiled):.0f}" if plain > compiled else "never"
+        relative = ratios(network["compiled"], network["plain"]).text()
+        milliseconds = [f"{1000 * each:.1f}" for each in (plain, compiled)]
+        cells = [f"{network['compiling']:.0f}", *milliseconds, relative, after]
+        rows.append([network["backbone"], network["network"], *cells])
+    header = ["backbone", "network", "compiling, s", "step, ms", "compiled, ms", "of plain", "pays after, steps"]
+    shapes = [
+        [each["backbone"], each["granularity"], each["shapes"], each["until"], each["last"]]
+        for each in record["shapes"]
+    ]
+    shape_header = ["backbone", "granularity", "shapes", "steps until the last", "steps with the last"]
+    notes = (
+        "*Compiling*: the first step of a shape, with an empty cache. *Shapes*: different structures that a growing "
+        f"run at budget {BUDGET} passes through in {DEFAULT_EPOCHS} epochs of {EPOCH_STEPS} steps; each would be "
+        "compiled anew."
+    )
+    return "\n\n".join([table(header, rows), table(shape_header, shapes), notes, origin(record)])
+
+
+def _compiled(name: str, variant: Variant, settings: Settings) -> dict[str, Any]:
+    """Seconds to compile a network's training step, and of the step in every round; or why it cannot be compiled."""
+    setup = SETUPS[DEFAULT_SETUP]
+    inputs, targets = batch(settings, setup)
+    model, space = backbone(name, settings)
+    present = structures(space, variant)
+    network, other = (sub_network(space, model, present, setup) for _ in range(2))
+    torch.compiler.reset()
+    with torch._inductor.utils.fresh_cache():
+        steps = {
+            "plain": training_step(network, inputs, targets),
+            "compiled": training_step(other, inputs, targets, forward=torch.compile(other, dynamic=False)),
+        }
+        try:
+            first = seconds(steps["compiled"])
+        except Exception as error:  # no compiler, or an operator that it does not know
+            return {"error": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"}
+        times = interleave(steps, settings.seconds / 2, settings.min_rounds, f"compiled {variant.kind} {name}")
+    return {"compiling": first, **times}
+
+
+def _shapes(name: str, granularity: int, settings: Settings) -> dict[str, int]:
+    """How many structures a full recipe's run has, if all filters are worth the same; until what step it changes."""
+    grower = Grower(
+        create(name, CLASSES, CHANNELS),
+        torch.zeros(1, CHANNELS, settings.pixels, settings.pixels),
+        budget=BUDGET,
+        epochs=DEFAULT_EPOCHS,
+        steps_per_epoch=EPOCH_STEPS,
+        loss=F.cross_entropy,
+        optimizer=Recipe().optimizer,
+        granularity=granularity,
+    )
+    seen, until = {tuple(grower.widths().values())}, 0
+    for step in range(grower.period, grower.total_steps, grower.period):
+        before = grower.masks.present
+        if not torch.equal(grower.masks.resample(step / grower.total_steps), before):
+            seen.add(tuple(grower.widths().values()))
+            until = step
+    return {"shapes": len(seen), "until": until, "last": grower.total_steps - until}
