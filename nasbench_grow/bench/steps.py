@@ -28,7 +28,7 @@ def training_step(
         forward: gives the network's output, where that is more than calling it.
     """
     optimizer = Recipe(learning_rate=1e-4).optimizer(network)  # small: the loss stays finite over any number of steps
-    run = forward or network
+    run = network if forward is None else forward  # a compiled module has no truth value
 
     def step() -> None:
         optimizer.zero_grad()
