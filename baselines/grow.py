@@ -40,6 +40,7 @@ class Grow(Method):
             seed=job.seed,
             meter=job.meter,
             clock=job.clock,
+            timing=job.timing,
         )
 
     @classmethod
@@ -56,6 +57,7 @@ class Grow(Method):
             "__module__": cls.__module__,
             "name": variants.spell(cls.name, values),
             "preset": dataclasses.replace(preset, **changes),
+            "budget_of": changes.get("cost", preset.cost),
             "granularity": granularity,
         }
         return type(cls.__name__, (cls,), attributes)

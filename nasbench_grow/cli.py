@@ -113,7 +113,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--task", required=True, help="see nasbench-grow list tasks")
     run.add_argument("--backbone", required=True, help="see nasbench-grow list backbones; any timm name works")
     run.add_argument(
-        "--budget", required=True, type=float, help="inference MACs to end with, as a share of the dense network's"
+        "--budget",
+        required=True,
+        type=_budget,
+        help="inference MACs to end with, as a share of the dense network's; with 'grow[cost=time]' the time of a "
+        "training step as a share of the dense network's, or in milliseconds: 12ms",
     )
     run.add_argument("--seed", required=True, type=int, help="decides everything random: a whole number from 0")
     run.add_argument("--epochs", type=int, metavar="E", help="passes over the training data (default: 160)")
@@ -184,6 +188,30 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in names if name.strip()]
 
 
+def _budget(text: str) -> float | str:
+    """A share, or a time in milliseconds as it was written."""
+    number = text.removesuffix("ms")
+    try:
+        return float(text) if number == text else f"{float(number):g}ms"
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"invalid budget {text!r}: give a share like 0.5, or a time like 12ms"
+        ) from error
+
+
+def _share(arguments: argparse.Namespace, setup: str) -> float:
+    """The budget as a share of what the dense network costs."""
+    from nasbench_grow.harness.milliseconds import share_of_cell
+
+    if isinstance(arguments.budget, float):
+        return arguments.budget
+    milliseconds = float(arguments.budget.removesuffix("ms"))
+    cell = {name: getattr(arguments, name) for name in ("method", "task", "backbone")}
+    share = share_of_cell(milliseconds, **cell, setup=setup)
+    print(f"a step of {arguments.budget} is {share:g} of the dense network's", file=sys.stderr)
+    return share
+
+
 def _list(arguments: argparse.Namespace) -> int:
     from nasbench_grow.listing import listing
 
@@ -198,7 +226,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from nasbench_grow.harness.cell import make_cell
+    from nasbench_grow.harness.cell import DEFAULT_SETUP, make_cell
     from nasbench_grow.harness.progress import describe
     from nasbench_grow.harness.reproduce import run_one
     from nasbench_grow.harness.store import Store
@@ -208,16 +236,17 @@ def _run(arguments: argparse.Namespace) -> int:
             "--profile-steps goes with neither --dry-run nor --json: it runs steps and has no record; leave one out"
         )
     given = {name: getattr(arguments, name) for name in ("epochs", "setup") if getattr(arguments, name) is not None}
+    budget = _share(arguments, arguments.setup or DEFAULT_SETUP)
     cell = make_cell(
         method=arguments.method,
         task=arguments.task,
         backbone=arguments.backbone,
-        budget=arguments.budget,
+        budget=budget,
         seed=arguments.seed,
         train_samples=arguments.train_samples,
         **given,
     )
-    if cell.budget != arguments.budget:
+    if cell.budget != budget:
         print(f"{cell.method} ignores the budget: run at budget 1", file=sys.stderr)
     if arguments.dry_run:
         return _plan([cell], arguments.results)

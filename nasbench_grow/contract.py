@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from nasbench_grow.clock import Clock
 from nasbench_grow.cost import TrainingMeter
 from nasbench_grow.errors import UserError
+from nasbench_grow.step_time import Timing
 
 Batch = tuple[Tensor, Tensor]
 
@@ -160,6 +161,8 @@ class Job:
     """A fresh dense backbone on the device of the run; the same initial weights at each call."""
     meter: TrainingMeter
     """Sums 3 x forward MACs x batch over the steps that ran; a method calls ``meter.step(macs, batch)``."""
+    timing: Timing = field(default_factory=Timing)
+    """How a training step is run, for a method that plans with its time."""
     clock: Clock = field(default_factory=Clock)
     """Where the run stands, in steps of the recipe's batch size. The harness moves it on with every batch that it hands
     over; a batch may be worth several steps."""
@@ -193,6 +196,8 @@ class Method(ABC):
     """Where the method was published."""
     uses_budget: ClassVar[bool] = True
     """False for a method that ignores the budget: the harness then runs it once, at budget 1."""
+    budget_of: ClassVar[Literal["macs", "time"]] = "macs"
+    """What the budget is a share of: the dense network's MACs, or the time of its training step."""
     architecture_from: ClassVar[str] = ""
     """The method whose network, found in a cell that is the same otherwise, is handed over as ``job.architecture``."""
     version: ClassVar[int] = 1

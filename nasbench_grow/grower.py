@@ -27,6 +27,7 @@ from nasbench_grow.gating import GatedNetwork
 from nasbench_grow.masks import Masks, PaperMasks, PricedMasks
 from nasbench_grow.presets import Preset, as_preset
 from nasbench_grow.space import Space, Structures
+from nasbench_grow.step_time import StepTime, Timing
 from nasbench_grow.subnetwork import absorb, carry_optimizer, carry_state, extract, silence
 
 
@@ -36,7 +37,8 @@ class Grower:
     Args:
         model: the dense network, the *bank* that all sub-networks are cut from; its weights are changed.
         example: one input with a batch axis, on the device of the run, for discovery and for counting.
-        budget: MACs of the network to return as a share of the dense network's, in (0, 1].
+        budget: cost of the network to return as a share of the dense network's, in (0, 1]: MACs, or the time of a
+            training step if the preset says so.
         epochs, steps_per_epoch: the length of the run, in steps of the clock.
         loss: ``loss(output, target)``, a scalar.
         optimizer: makes an optimizer for a network; called after each restructuring, the state is carried over.
@@ -45,6 +47,7 @@ class Grower:
         granularity: widths above it are multiples of it (8 runs fast on CPUs); 1: any width.
         seed: of the sampling.
         meter: counts the training MACs; None makes a fresh one.
+        timing: how a step is run, where its time is the cost.
         clock: counts the steps and is moved on by whoever gives the batches; None: every batch is one step.
 
     Raises:
@@ -67,6 +70,7 @@ class Grower:
         seed: int = 0,
         meter: TrainingMeter | None = None,
         clock: Clock | None = None,
+        timing: Timing | None = None,
     ) -> None:
         self.bank, self.loss = model, loss
         self.make_optimizer, self.learning_rate_at = optimizer, learning_rate_at
@@ -74,11 +78,15 @@ class Grower:
         self.preset = as_preset(preset)
         self.space = discover(model, example)
         self.dense_macs = self.space.macs(self.space.full())
-        _check_budget(budget, self.space, self.preset.structures)
+        self.step_time: StepTime | None = None
+        if self.preset.cost == "time":
+            self.step_time = StepTime(self.space, model, example, timing or Timing())
+        cost_of = self.step_time or self.space.macs
+        _check_budget(budget, self.space, self.preset.structures, cost_of)
         periods = epochs if self.preset.periods is None else min(self.preset.periods, self.total_steps)
         self.period = -(-self.total_steps // periods)
         kind = PaperMasks if self.preset.masks == "paper" else PricedMasks
-        self.masks: Masks = kind(self.space, self.preset, budget, granularity, periods, seed, example.device)
+        self.masks: Masks = kind(self.space, self.preset, budget, granularity, periods, seed, example.device, cost_of)
         self.meter = meter or TrainingMeter()
         self.ticks_itself, self.clock = clock is None, clock or Clock()
         self.restructured_at = 0
@@ -162,7 +170,7 @@ class Grower:
         return GatedNetwork(self.space, hard, network).fold(self.masks.gates().detach()).eval()
 
     def log(self) -> dict[str, float]:
-        """Scheduled cost, actual cost, and its largest change by one restructuring, as shares of the dense MACs."""
+        """Scheduled cost, actual cost, and its largest change by one restructuring, as shares of the dense cost."""
         progress = self.restructured_at / self.total_steps
         return {"target": self.masks.target(progress), "cost": self.masks.cost, "largest_step": self.largest_step}
 
@@ -176,11 +184,14 @@ class Grower:
             "steps_done": self.clock.end,
             "restructured_at": self.restructured_at,
             "largest_step": self.largest_step,
+            "step_time": None if self.step_time is None else self.step_time.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what :meth:`state_dict` gave, in a grower made with the same arguments."""
         self.bank.load_state_dict(state["bank"])
+        if self.step_time is not None:
+            self.step_time.load_state_dict(state["step_time"])
         self.masks.load_state_dict(state["masks"])
         self.clock.move_to(state["steps_done"])
         self.restructured_at, self.largest_step = state["restructured_at"], state["largest_step"]
@@ -189,17 +200,17 @@ class Grower:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def _check_budget(budget: float, space: Space, structures: Structures) -> None:
+def _check_budget(budget: float, space: Space, structures: Structures, cost_of: Callable[[Tensor], float]) -> None:
     """A budget must be a share of the dense cost that is above what the seed costs."""
     if not space.groups:
         raise UserError("nothing in this model can be grown: no channel group was found; use another backbone")
     if structures == "layers" and not space.layers:
         raise UserError("structures 'layers' finds no removable layer in this model; grow 'both' or 'filters'")
-    seed_cost = space.macs(space.seed(structures)) / space.macs(space.full())
+    seed_cost = cost_of(space.seed(structures)) / cost_of(space.full())
     if not 0 < budget <= 1:
-        raise UserError(f"budget {budget} is outside (0, 1]; give the share of the dense MACs to keep, e.g. 0.5")
+        raise UserError(f"budget {budget} is outside (0, 1]; give the share of the dense cost to keep, e.g. 0.5")
     if budget < seed_cost:
         raise UserError(
-            f"budget {budget} is below the seed network's own cost, {seed_cost:.4f} of the dense MACs; "
+            f"budget {budget} is below the seed network's own cost, {seed_cost:.4f} of the dense one's; "
             f"give a budget between {seed_cost:.4f} and 1"
         )

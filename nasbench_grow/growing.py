@@ -6,7 +6,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from tqdm.auto import tqdm
 from nasbench_grow.architecture import describe, save
 from nasbench_grow.contract import Recipe
 from nasbench_grow.cost import count_macs
+from nasbench_grow.discovery import discover
 from nasbench_grow.errors import UserError
 from nasbench_grow.grower import Grower
-from nasbench_grow.presets import Preset
+from nasbench_grow.presets import Preset, as_preset
+from nasbench_grow.step_time import StepTime, Timing, share_of_dense
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ def grow(
     loader: Iterable[tuple[Tensor, Tensor]],
     *,
     budget: float = 0.5,
+    budget_ms: float | None = None,
     epochs: int = 30,
     loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
@@ -69,6 +72,8 @@ def grow(
         example: one input with a batch axis.
         loader: gives (inputs, targets) batches, the same number each time it is looped over.
         budget: MACs of the result as a share of the model's, in (0, 1].
+        budget_ms: instead of it, milliseconds that a training step of the result may take on this device. The layers
+            are timed for that, once for each device.
         epochs: passes over the loader.
         loss: ``loss(output, target)``, a scalar.
         optimizer: makes the optimizer of a network; None: SGD as in :class:`nasbench_grow.contract.Recipe`.
@@ -89,20 +94,28 @@ def grow(
         recipe = Recipe()
         optimizer, learning_rate_at = recipe.optimizer, learning_rate_at or recipe.learning_rate_at
     rate, total = learning_rate_at, epochs * steps_per_epoch
+    chosen = as_preset(preset)
     device = next((parameter.device for parameter in model.parameters()), example.device)
     dense = copy.deepcopy(model)
+    example = example.to(device)
+    if budget_ms is not None:
+        chosen = replace(chosen, cost="time")
+    timing = Timing(_batch_size(loader)) if chosen.cost == "time" else Timing()
+    if budget_ms is not None:
+        budget = share_of_dense(budget_ms, StepTime(discover(model, example), model, example, timing).dense_ms)
     grower = Grower(
         model,
-        example.to(device),
+        example,
         budget=budget,
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
         loss=loss,
         optimizer=optimizer,
         learning_rate_at=None if rate is None else lambda step: rate((step + 1) / total),
-        preset=preset,
+        preset=chosen,
         granularity=granularity,
         seed=seed,
+        timing=timing,
     )
     samples = 0
 
@@ -125,12 +138,17 @@ def grow(
     return Grown(
         network=network,
         architecture=describe(network, dense),
-        macs=count_macs(network, example.to(device)),
+        macs=count_macs(network, example),
         dense_macs=grower.dense_macs,
         train_macs=grower.meter.total,
         dense_train_macs=3 * grower.dense_macs * samples,
         history=history,
     )
+
+
+def _batch_size(loader: Iterable[tuple[Tensor, Tensor]]) -> int:
+    """Samples in the first batch."""
+    return len(next(iter(loader))[0])
 
 
 def _count_batches(loader: Iterable[tuple[Tensor, Tensor]]) -> int:

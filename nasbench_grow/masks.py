@@ -8,6 +8,7 @@ steering towards it, and measures what a structure is worth instead of descendin
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from nasbench_grow.space import Space
 
 CPU = torch.device("cpu")
 LARGEST_STEP = 0.25
-"""Share of the dense MACs by which the priced masks grow at most at once, however short the run."""
+"""Share of the dense cost by which the priced masks grow at most at once, however short the run."""
 
 
 class Masks(ABC):
@@ -29,10 +30,11 @@ class Masks(ABC):
     Args:
         space: the configuration space.
         preset: the hyper-parameters.
-        budget: MACs of the network to return, as a share of the dense network's.
+        budget: cost of the network to return, as a share of the dense network's.
         granularity: widths above it are multiples of it.
         periods: how many times the network will be restructured (T in the paper).
         seed: of everything random here.
+        cost_of: cost of structures; None: their forward MACs.
         device: where the gates are, and what is learnt from them in every step, so that no step waits for the CPU; all
             that is decided once a period is decided there.
     """
@@ -46,8 +48,9 @@ class Masks(ABC):
         periods: int,
         seed: int,
         device: torch.device = CPU,
+        cost_of: Callable[[Tensor], float] | None = None,
     ) -> None:
-        self.device = device
+        self.device, self.cost_of = device, cost_of or space.macs
         self.space, self.preset, self.budget = space, preset, budget
         self.granularity, self.periods = granularity, periods
         self.generator = torch.Generator().manual_seed(seed)
@@ -56,8 +59,6 @@ class Masks(ABC):
         self.logits = torch.zeros(len(space))
         self.settled = False
         """Whether the structures stay as they are and every gate is 1: training can do without the gates."""
-        self.dense_macs = space.macs(space.full())
-        self.seed_macs = space.macs(self.present)
 
     def _always(self) -> Tensor:
         """The structures that are not grown, but there from the start: all filters, or all layers, or none."""
@@ -67,13 +68,18 @@ class Masks(ABC):
         return always
 
     @property
+    def dense_cost(self) -> float:
+        """Cost of the dense network."""
+        return self.cost_of(self.space.full())
+
+    @property
     def cost(self) -> float:
-        """MACs of the present network as a share of the dense network's."""
-        return self.space.macs(self.present) / self.dense_macs
+        """Cost of the present network as a share of the dense network's."""
+        return self.cost_of(self.present) / self.dense_cost
 
     def target(self, progress: float) -> float:
-        """The share of the dense MACs that the schedule asks for when ``progress`` (0 to 1) of the run is done."""
-        seed = self.seed_macs / self.dense_macs
+        """The share of the dense cost that the schedule asks for when ``progress`` (0 to 1) of the run is done."""
+        seed = self.cost_of(self.space.seed(self.preset.structures)) / self.dense_cost
         return min(1.0, seed + (self.budget - seed) * self.preset.schedule(progress))
 
     @abstractmethod
@@ -245,7 +251,7 @@ class PricedMasks(Masks):
         layers = slice(self.space.filters, len(self.space))
         self.logits[layers] = self.preset.layer_logit
         self.logits[self.always] = torch.inf
-        planned = select(self.space, self._keys(), self.budget * self.dense_macs, self.granularity)
+        planned = select(self.space, self._keys(), self.budget * self.dense_cost, self.granularity, self.cost_of)
         self.logits[layers] = torch.where(planned[layers], torch.inf, -torch.inf)
 
     def gates(self) -> Tensor:
@@ -268,7 +274,8 @@ class PricedMasks(Masks):
             self._appraise()
         target = self.target(progress)
         reachable = min(max(target, self.cost - LARGEST_STEP), self.cost + LARGEST_STEP)
-        self.present = select(self.space, self._keys(), reachable * self.dense_macs, self.granularity)
+        limit = reachable * self.dense_cost
+        self.present = select(self.space, self._keys(), limit, self.granularity, self.cost_of)
         self.full_grown = self.preset.schedule(progress) == 1 and reachable == target
         return self.present
 

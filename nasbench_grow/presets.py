@@ -45,6 +45,9 @@ class Preset:
     """Paper: lambda_base of the budget controller."""
     cost_aware: bool = False
     """A structure is charged for its share of the MACs (c_i) instead of 1; by priced masks only if it is a filter."""
+    cost: Literal["macs", "time"] = "macs"
+    """Priced masks: what the budget is a share of and the schedule goes by, the dense network's MACs or the time of its
+    training step on this device (:class:`nasbench_grow.step_time.StepTime`)."""
     mask_learning_rate: float = 0.0
     """Paper: learning rate of the logits."""
     mask_momentum: float = 0.0
@@ -61,6 +64,10 @@ class Preset:
             raise UserError(f"periods {self.periods} is out of range: give 1 or more, or None: once an epoch")
         if self.peak < 1:
             raise UserError(f"peak {self.peak:g} is out of range: it is a multiple of the budget, 1 or more")
+        if self.cost == "time" and self.masks == "paper":
+            raise UserError(
+                "cost 'time' needs priced masks, which the paper's are not; use cost 'macs' or preset 'default'"
+            )
         if self.peak > 1 and self.settle <= self.growth:
             raise UserError(
                 f"peak {self.peak:g} leaves no time for pruning to the budget, growth {self.growth:g} to "

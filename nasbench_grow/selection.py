@@ -6,61 +6,73 @@ threshold common to the whole network, and the threshold is solved for: the cost
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from nasbench_grow.space import Space
 
 UNUSED = 0.01
-"""Share of the dense MACs that rounded widths may leave of a budget; more is spent in half steps of width."""
+"""Share of the dense cost that rounded widths may leave of a budget; more is spent in half steps of width."""
 
 
-def select(space: Space, keys: Tensor, macs: float, granularity: int = 1) -> Tensor:
-    """The structures with the highest keys that cost at most ``macs``.
+def select(
+    space: Space,
+    keys: Tensor,
+    limit: float,
+    granularity: int = 1,
+    cost: Callable[[Tensor], float] | None = None,
+) -> Tensor:
+    """The structures with the highest keys that cost at most ``limit``.
 
     Args:
         space: the configuration space.
         keys: shape (structures,), any real numbers; ties go to the lower number. Layers at minus infinity stay out.
-        macs: forward MACs that the sub-network may cost.
+        limit: what the sub-network may cost.
         granularity: widths above it are multiples of it (or the full width), but for what :data:`UNUSED` says.
+        cost: of structures, which must rise with every one of them; None: their forward MACs.
 
     Returns:
         ``present``, shape (structures,), bool: each group has at least its best filter; after the threshold, the best
-        structures that still fit are added, so the cost ends close below ``macs``. If not even one filter in every
+        structures that still fit are added, so the cost ends close below ``limit``. If not even one filter in every
         group fits, that smallest network is returned.
     """
-    present = _above_threshold(space, keys, macs, granularity)
-    enough = macs - UNUSED * space.macs(space.full())
+    cost = cost or space.macs
+    present = _above_threshold(space, keys, limit, granularity, cost)
+    enough = limit - UNUSED * cost(space.full())
     allowed = keys > -torch.inf
     absent = [number for number in range(space.filters, len(space)) if allowed[number] and not present[number]]
     for layer in sorted(absent, key=lambda number: -float(keys[number])):
-        if space.macs(present) >= enough:
+        if cost(present) >= enough:
             break
         # A layer that just missed may leave much unused: let it in beside the present ones, and fewer filters.
         with_layer = keys.clone()
         with_layer[space.filters :][present[space.filters :]] = torch.inf
         with_layer[layer] = torch.inf
-        candidate = _above_threshold(space, with_layer, macs, granularity)
-        if space.macs(present) < space.macs(candidate) <= macs:
+        candidate = _above_threshold(space, with_layer, limit, granularity, cost)
+        if cost(present) < cost(candidate) <= limit:
             present = candidate
     return present
 
 
-def _above_threshold(space: Space, keys: Tensor, macs: float, granularity: int) -> Tensor:
-    """The structures above the lowest threshold that ``macs`` allows, and what of the others still fits."""
+def _above_threshold(
+    space: Space, keys: Tensor, limit: float, granularity: int, cost: Callable[[Tensor], float]
+) -> Tensor:
+    """The structures above the lowest threshold that ``limit`` allows, and what of the others still fits."""
     ranking = torch.argsort(keys, descending=True, stable=True)[: int((keys > -torch.inf).sum())]
     low, high = 0, len(ranking)  # the number of structures above the threshold: `low` fits, `high` may not
     while low < high:
         middle = (low + high + 1) // 2
-        if space.macs(_first(space, keys, ranking[:middle], granularity)) <= macs:
+        if cost(_first(space, keys, ranking[:middle], granularity)) <= limit:
             low = middle
         else:
             high = middle - 1
     present = _first(space, keys, ranking[:low], granularity)
-    present = _fill(space, keys, ranking, present, macs, granularity)
-    while granularity > 1 and macs - space.macs(present) > UNUSED * space.macs(space.full()):
+    present = _fill(space, keys, ranking, present, limit, granularity, cost)
+    while granularity > 1 and limit - cost(present) > UNUSED * cost(space.full()):
         granularity //= 2
-        present = _fill(space, keys, ranking, present, macs, granularity)
+        present = _fill(space, keys, ranking, present, limit, granularity, cost)
     return present
 
 
@@ -74,7 +86,15 @@ def _first(space: Space, keys: Tensor, chosen: Tensor, granularity: int) -> Tens
     return present
 
 
-def _fill(space: Space, keys: Tensor, ranking: Tensor, present: Tensor, macs: float, granularity: int) -> Tensor:
+def _fill(
+    space: Space,
+    keys: Tensor,
+    ranking: Tensor,
+    present: Tensor,
+    limit: float,
+    granularity: int,
+    cost: Callable[[Tensor], float],
+) -> Tensor:
     """Adds the best of the absent structures, one step of width or one layer at a time, while they fit."""
     group_of = {number: group for group in space.groups for number in range(group.start, group.start + group.size)}
     tried: set[str | int] = set()
@@ -90,7 +110,7 @@ def _fill(space: Space, keys: Tensor, ranking: Tensor, present: Tensor, macs: fl
             width = int(present[group.structures].sum())
             step = 1 if width < granularity else granularity - width % granularity
             _set_width(larger, keys, group.structures, min(group.size, width + step))
-        if space.macs(larger) <= macs:
+        if cost(larger) <= limit:
             present = larger
         else:
             tried.add(name)

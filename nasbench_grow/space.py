@@ -209,20 +209,28 @@ class Space:
 
     def macs(self, present: Tensor) -> int:
         """Forward MACs of the sub-network for one input; equals :func:`count_macs` of the extracted network."""
-        counts = [present[group.structures].sum().item() for group in self.groups]
-        return self._macs_of(counts, present[self.filters :].tolist())
+        return self.macs_of(*self.counts(present))
 
-    def _macs_of(self, counts: list[float], layers: list[bool]) -> int:
-        """MACs from the number of filters in each group and the presence of each layer."""
+    def counts(self, present: Tensor) -> tuple[list[float], list[bool]]:
+        """The number of filters in each group and the presence of each layer: all that a cost depends on."""
+        return [present[group.structures].sum().item() for group in self.groups], present[self.filters :].tolist()
+
+    def macs_of(self, counts: list[float], layers: list[bool]) -> int:
+        """MACs from what :meth:`counts` gives."""
+        return round(
+            self.constant_macs
+            + sum(cost.rate * math.prod(lengths) for cost, lengths in self.kept_costs(counts, layers))
+        )
+
+    def kept_costs(self, counts: list[float], layers: list[bool]) -> Iterator[tuple[WeightCost, list[float]]]:
+        """The costs that are there, each with the kept lengths of its axes."""
         counts = list(counts)
         for index, given, got in self._bypasses:
             if not layers[index - self.filters]:
                 counts[got] = counts[given]
-        total = self.constant_macs
         for cost, lengths in self._lengths:
             if cost.layer is None or layers[cost.layer]:
-                total += cost.rate * math.prod(length(counts) for length in lengths)
-        return round(total)
+                yield cost, [length(counts) for length in lengths]
 
     @cached_property
     def _lengths(self) -> list[tuple[WeightCost, list[_Length]]]:
@@ -246,17 +254,16 @@ class Space:
 
         Shape (structures,), float64. For a filter inside an absent layer: what it would add if the layer were there.
         """
-        counts = [present[group.structures].sum().item() for group in self.groups]
-        layers = present[self.filters :].tolist()
+        counts, layers = self.counts(present)
         result = torch.zeros(len(self), dtype=torch.float64)
         for index, group in enumerate(self.groups):
             shown = layers if group.layer is None else [*layers[: group.layer], True, *layers[group.layer + 1 :]]
             more = [*counts[:index], counts[index] + 1, *counts[index + 1 :]]
-            result[group.structures] = self._macs_of(more, shown) - self._macs_of(counts, shown)
+            result[group.structures] = self.macs_of(more, shown) - self.macs_of(counts, shown)
         for index in range(len(self.layers)):
             with_it = [*layers[:index], True, *layers[index + 1 :]]
             without = [*layers[:index], False, *layers[index + 1 :]]
-            result[self.filters + index] = self._macs_of(counts, with_it) - self._macs_of(counts, without)
+            result[self.filters + index] = self.macs_of(counts, with_it) - self.macs_of(counts, without)
         return result
 
 

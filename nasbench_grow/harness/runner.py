@@ -29,6 +29,7 @@ from nasbench_grow.harness.adaptive import AdaptiveBatch, regrouped
 from nasbench_grow.harness.cell import Cell
 from nasbench_grow.harness.setups import ADAPTIVE, PARALLEL
 from nasbench_grow.harness.store import RECORD_FIELDS, Record, Store
+from nasbench_grow.step_time import Timing
 
 Progress = Callable[[dict[str, Any]], None]
 """Told the history entry of every epoch: those of an earlier, interrupted run first, at once."""
@@ -160,6 +161,7 @@ class Run:
             loss=self.task.loss,
             build=self._build_for_data,
             meter=self.meter,
+            timing=Timing(batch_size, self.setup.precision, self.setup.autocast),
             architecture=architecture,
         )
         self.dense_train_macs = 3 * self.dense_macs * self._samples_per_epoch() * self.cell.epochs

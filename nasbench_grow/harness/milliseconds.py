@@ -1,0 +1,27 @@
+"""A budget in milliseconds: what share it is of the time of the dense network's training step on this device."""
+
+from __future__ import annotations
+
+from nasbench_grow import registry
+from nasbench_grow.discovery import discover
+from nasbench_grow.errors import UserError
+from nasbench_grow.step_time import StepTime, Timing, share_of_dense
+
+
+def share_of_cell(budget_ms: float, *, method: str, task: str, backbone: str, setup: str) -> float:
+    """The budget of a cell that may take so many milliseconds a step, as the share that its record keeps.
+
+    Raises:
+        UserError: an unknown name, a method whose budget is no time, or a time out of range.
+    """
+    cls = registry.method(method)
+    if cls.budget_of != "time":
+        raise UserError(
+            f"budget {budget_ms:g}ms is a time, but that of method {cls.name!r} is a share of the dense network's "
+            "MACs; give a share, or the method 'grow[cost=time]'"
+        )
+    chosen, data = registry.setup(setup), registry.task(task)()
+    network = chosen.place(registry.build_backbone(backbone, data))
+    example = chosen.place(data.example())
+    timing = Timing(data.recipe.batch_size, chosen.precision, chosen.autocast)
+    return share_of_dense(budget_ms, StepTime(discover(network, example), network, example, timing).dense_ms)
