@@ -77,6 +77,21 @@ PROFILES = {
             ),
         ),
         Profile(
+            "price",
+            "grow priced by MACs and by step time on part of CIFAR-10, 2 budgets, 3 seeds (15 minutes on two cores)",
+            (
+                Grid(
+                    ("cifar10",),
+                    ("cifar_resnet20",),
+                    (0.25, 0.5),
+                    (0, 1, 2),
+                    epochs=5,
+                    train_samples=2048,
+                    methods=("dense", "grow", "grow[cost=time]"),
+                ),
+            ),
+        ),
+        Profile(
             "paper",
             "the full recipes on CIFAR-10: 3 backbones, 3 budgets, 3 seeds (wants a GPU, or weeks)",
             (
