@@ -41,6 +41,7 @@ class Grow(Method):
             meter=job.meter,
             clock=job.clock,
             timing=job.timing,
+            accelerate=job.accelerate,
         )
 
     @classmethod

@@ -41,6 +41,7 @@ class L1(Method):
             raise UserError(f"l1 cannot run for {job.epochs} epoch: it prunes halfway; give --epochs 2 or more")
         self.job = job
         self.trained = job.build()
+        self.fast = job.accelerate(self.trained)
         self.space = discover(self.trained, job.example)
         self.present = self.space.full()
         self.optimizer = job.recipe.optimizer(self.trained)
@@ -53,7 +54,7 @@ class L1(Method):
             keys = ranks_by_norm(self.space, self.trained)
             self._become(select(self.space, keys, self.job.budget * dense_macs, self.job.granularity))
         macs = self.space.macs(self.present)
-        return train_steps(self.job, self.trained, macs, self.optimizer, batches)
+        return train_steps(self.job, self.fast, macs, self.optimizer, batches)
 
     @torch.profiler.record_function("restructuring")
     def _become(self, present: Tensor) -> None:
@@ -62,6 +63,7 @@ class L1(Method):
         optimizer = self.job.recipe.optimizer(small)
         carry_optimizer(self.space, (self.present, self.trained, self.optimizer), (present, small, optimizer))
         self.trained, self.optimizer, self.present = small, optimizer, present
+        self.fast = self.job.accelerate(small)
 
     def network(self) -> nn.Module:
         """The network in training: dense before pruning, small after."""

@@ -50,7 +50,8 @@ A cell that fails is recorded with its error and the others go on. Several proce
 
 examples:
   nasbench-grow reproduce --dry-run
-  nasbench-grow reproduce --profile laptop --methods grow,uniform --results results"""
+  nasbench-grow reproduce --profile laptop --methods grow,uniform --results results
+  nasbench-grow reproduce --profile paper --setup cuda-bf16 --results results/gpu"""
 
 _ABLATIONS_EPILOG = """\
 The questions stand in nasbench_grow/harness/ablations.py; `nasbench-grow list profiles` shows the profile of each,
@@ -138,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument(
         "--methods", type=_names, metavar="A,B", help="only these methods of the profile, or variants of them"
     )
+    many.add_argument("--setup", help="run them on this set-up, see nasbench-grow list setups (default: the profile's)")
     many.add_argument("--tasks", type=_names, metavar="A,B", help="only these tasks of the profile")
     _results(many)
     many.add_argument("--dry-run", action="store_true", help="list the cells and what they will cost, run nothing")
@@ -276,7 +278,9 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     from nasbench_grow.harness.store import Store
 
     profile = registry.profile(arguments.profile)
-    cells = cells_of(profile, arguments.methods, arguments.tasks)
+    if arguments.setup is not None and not arguments.dry_run:
+        registry.usable_setup(arguments.setup)
+    cells = cells_of(profile, arguments.methods, arguments.tasks, arguments.setup)
     if arguments.dry_run:
         return _plan(cells, arguments.results)
     outcome = reproduce(cells, Store(arguments.results), profile=profile.name)

@@ -142,6 +142,10 @@ class Task(ABC):
         return torch.zeros(1, *self.input_shape)
 
 
+def _as_it_is(network: nn.Module) -> nn.Module:
+    return network
+
+
 @dataclass(frozen=True)
 class Job:
     """All that a method may know of the cell it runs."""
@@ -161,6 +165,9 @@ class Job:
     """A fresh dense backbone on the device of the run; the same initial weights at each call."""
     meter: TrainingMeter
     """Sums 3 x forward MACs x batch over the steps that ran; a method calls ``meter.step(macs, batch)``."""
+    accelerate: Callable[[nn.Module], nn.Module] = _as_it_is
+    """Gives a module that computes what a network does with its parameters, faster if the set-up can: to be called
+    while training, for a network whose structure stays for long."""
     timing: Timing = field(default_factory=Timing)
     """How a training step is run, for a method that plans with its time."""
     clock: Clock = field(default_factory=Clock)

@@ -48,6 +48,7 @@ class Grower:
         seed: of the sampling.
         meter: counts the training MACs; None makes a fresh one.
         timing: how a step is run, where its time is the cost.
+        accelerate: gives a faster module with the parameters of a network whose structure stays; None: that itself.
         clock: counts the steps and is moved on by whoever gives the batches; None: every batch is one step.
 
     Raises:
@@ -71,6 +72,7 @@ class Grower:
         meter: TrainingMeter | None = None,
         clock: Clock | None = None,
         timing: Timing | None = None,
+        accelerate: Callable[[nn.Module], nn.Module] | None = None,
     ) -> None:
         self.bank, self.loss = model, loss
         self.make_optimizer, self.learning_rate_at = optimizer, learning_rate_at
@@ -88,6 +90,7 @@ class Grower:
         kind = PaperMasks if self.preset.masks == "paper" else PricedMasks
         self.masks: Masks = kind(self.space, self.preset, budget, granularity, periods, seed, example.device, cost_of)
         self.meter = meter or TrainingMeter()
+        self.accelerate = accelerate or (lambda network: network)
         self.ticks_itself, self.clock = clock is None, clock or Clock()
         self.restructured_at = 0
         self.largest_step = 0.0
@@ -127,7 +130,7 @@ class Grower:
         if self.learning_rate_at is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate_at(self.clock.start)
-        output = self.gated.network(inputs) if self.masks.settled else self.gated(inputs, self.masks.gates())
+        output = self.fast(inputs) if self.masks.settled else self.gated(inputs, self.masks.gates())
         loss = self.loss(output, target)
         self.optimizer.zero_grad()
         (loss + self.masks.penalty()).backward()
@@ -155,6 +158,7 @@ class Grower:
         """Makes the physical sub-network of ``present`` the one that is trained."""
         network = extract(self.space, self.bank, present).train()
         self.gated = GatedNetwork(self.space, present, network)
+        self.fast = self.accelerate(network)  # costs nothing before it is called
         self.optimizer = self.make_optimizer(network)
         self.macs_now = self.macs
 

@@ -65,6 +65,7 @@ def _setups() -> list[Row]:
                 "granularity": setup.granularity,
                 "precision": setup.precision,
                 "adaptive": setup.adaptive,
+                "compiled": setup.compiled,
                 "processes": setup.processes(),
             }
         )

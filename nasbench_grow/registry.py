@@ -104,8 +104,13 @@ def task(name: str) -> type[Task]:
 
 
 def setup(name: str) -> Setup:
+    """The set-up called ``name``, whether or not this machine can run it; raises UserError where it is unknown."""
+    return _lookup("setup", name, setups())
+
+
+def usable_setup(name: str) -> Setup:
     """The set-up called ``name``; raises UserError where it is unknown or this machine cannot run it."""
-    found = _lookup("setup", name, setups())
+    found = setup(name)
     available, reason = found.available()
     if not available:
         raise UserError(f"setup {name!r} is not available here: {reason}; see nasbench-grow list setups")

@@ -50,6 +50,7 @@ class FixedNetwork(Method):
     def __init__(self, job: Job) -> None:
         self.job = job
         self.chosen = self.choose(job)
+        self.fast = job.accelerate(self.chosen)
         self.macs = count_macs(self.chosen, job.example)
         self.optimizer = job.recipe.optimizer(self.chosen)
 
@@ -59,7 +60,7 @@ class FixedNetwork(Method):
 
     def train_epoch(self, batches: Iterable[Batch]) -> float:
         """Train on every batch once; returns the mean training loss."""
-        return train_steps(self.job, self.chosen, self.macs, self.optimizer, batches)
+        return train_steps(self.job, self.fast, self.macs, self.optimizer, batches)
 
     def network(self) -> nn.Module:
         """The network in training."""

@@ -21,14 +21,20 @@ class UnfinishedTuner(Tuner):
         profile: name of the profile, see ``nasbench-grow list profiles``.
         results: the results folder, relative to the repository's root.
         methods, tasks: keep these only (None = all), as ``nasbench-grow reproduce --methods --tasks`` does.
+        setup: run the cells on this set-up of the machines that the trials run on (None = the profile's).
     """
 
     def __init__(
-        self, profile: str, results: str, methods: list[str] | None = None, tasks: list[str] | None = None
+        self,
+        profile: str,
+        results: str,
+        methods: list[str] | None = None,
+        tasks: list[str] | None = None,
+        setup: str | None = None,
     ) -> None:
         self.profile = profile
         self.results = ROOT / results
-        self.methods, self.tasks = methods, tasks
+        self.methods, self.tasks, self.setup = methods, tasks, setup
         self.waiting: list[dict[str, Any]] | None = None
 
     def update_search_space(self, search_space: dict[str, Any]) -> None:
@@ -42,7 +48,8 @@ class UnfinishedTuner(Tuner):
         from nasbench_grow.harness.reproduce import cells_of, unfinished
         from nasbench_grow.harness.store import Store
 
-        cells = unfinished(cells_of(registry.profile(self.profile), self.methods, self.tasks), Store(self.results))
+        profile = registry.profile(self.profile)
+        cells = unfinished(cells_of(profile, self.methods, self.tasks, self.setup), Store(self.results))
         self.waiting = [asdict(cell) for cell in cells]
         # A tuner that runs out of trials before the maximum leaves NNI 3.0 waiting forever: set the maximum to fit.
         port = urlsplit(os.environ["NNI_TUNER_COMMAND_CHANNEL"]).port

@@ -55,8 +55,7 @@ class Cell:
         }
         if setup.precision != "fp32":
             determining["precision"] = setup.precision
-        if setup.adaptive:
-            determining["adaptive"] = True
+        determining |= {option: True for option in ("adaptive", "compiled") if getattr(setup, option)}
         if version > 1:  # a first version is left out, as it was before methods had versions: old records stay valid
             determining["method_version"] = version
         if giver is not None:

@@ -20,7 +20,7 @@ def share_of_cell(budget_ms: float, *, method: str, task: str, backbone: str, se
             f"budget {budget_ms:g}ms is a time, but that of method {cls.name!r} is a share of the dense network's "
             "MACs; give a share, or the method 'grow[cost=time]'"
         )
-    chosen, data = registry.setup(setup), registry.task(task)()
+    chosen, data = registry.usable_setup(setup), registry.task(task)()
     network = chosen.place(registry.build_backbone(backbone, data))
     example = chosen.place(data.example())
     timing = Timing(data.recipe.batch_size, chosen.precision, chosen.autocast)

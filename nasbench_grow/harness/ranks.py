@@ -52,7 +52,7 @@ def launch(cell: Cell, store: Store, profile: str | None, progress: Callable[[di
         RankError: a process raised an error, after which the others were ended.
         RankDiedError: a process was killed, after which the others were ended.
     """
-    setup = registry.setup(cell.setup)
+    setup = registry.usable_setup(cell.setup)
     count = setup.processes()
     work = json.dumps({"cell": asdict(cell), "results": str(store.root), "profile": profile})
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
@@ -118,7 +118,7 @@ def main() -> int:
 
     work = json.loads(sys.argv[1])
     cell = Cell(**work["cell"])
-    on_gpu = registry.setup(cell.setup).device == "cuda"
+    on_gpu = registry.usable_setup(cell.setup).device == "cuda"
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if on_gpu else "gloo")

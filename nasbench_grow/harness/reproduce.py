@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from itertools import product
 
 from nasbench_grow import registry, variants
@@ -22,7 +23,10 @@ _log = logging.getLogger(__name__)
 
 
 def cells_of(
-    profile: Profile, methods: Collection[str] | None = None, tasks: Collection[str] | None = None
+    profile: Profile,
+    methods: Collection[str] | None = None,
+    tasks: Collection[str] | None = None,
+    setup: str | None = None,
 ) -> list[Cell]:
     """The cells of a profile, each once, seed by seed, so that an interrupted run has whole comparisons.
 
@@ -31,6 +35,7 @@ def cells_of(
     Args:
         methods: keep these only (None = all). A variant is run where its method would be.
         tasks: keep these only (None = all).
+        setup: run them on this set-up (None = the profile's).
 
     Raises:
         UserError: an unknown name, a task that the profile does not have, or nothing left.
@@ -42,7 +47,8 @@ def cells_of(
         registry.task(name)
         if name not in known:
             raise unknown(f"task of profile {profile.name!r}", name, known)
-    cells = [cell for grid in profile.grids for cell in _expand(grid, methods, tasks)]
+    grids = [grid if setup is None else replace(grid, setup=setup) for grid in profile.grids]
+    cells = [cell for grid in grids for cell in _expand(grid, methods, tasks)]
     if not cells:
         raise UserError(f"profile {profile.name!r} has no cell with these methods and tasks; give others")
     return list(dict.fromkeys(each for cell in cells for each in (*reversed(_givers(cell)), cell)))

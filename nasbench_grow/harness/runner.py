@@ -122,7 +122,7 @@ class Run:
         self.profile = profile
         self.key = cell.run_key()
         self.task = registry.task(cell.task)()
-        self.setup = registry.setup(cell.setup)
+        self.setup = registry.usable_setup(cell.setup)
         self.meter = TrainingMeter(parallel.processes())
         self.history: list[dict[str, Any]] = []
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -161,6 +161,7 @@ class Run:
             loss=self.task.loss,
             build=self._build_for_data,
             meter=self.meter,
+            accelerate=self.setup.accelerate,
             timing=Timing(batch_size, self.setup.precision, self.setup.autocast),
             architecture=architecture,
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -12,7 +14,7 @@ from torch import Tensor, distributed, nn
 Precision = Literal["fp32", "tf32", "bf16"]
 _Place = TypeVar("_Place", Tensor, nn.Module)
 
-ADAPTIVE, PARALLEL = "-adaptive", "-ddp"
+ADAPTIVE, COMPILED, PARALLEL = "-adaptive", "-compiled", "-ddp"
 CPU_PROCESSES = 2
 """Processes of the CPU's set-up with several: they gain nothing over threads, but show that it works."""
 
@@ -33,6 +35,8 @@ class Setup:
     gradients and the optimizer's state are fp32 in all of them."""
     adaptive: bool = False
     """The batch grows as the network shrinks (:mod:`nasbench_grow.harness.adaptive`)."""
+    compiled: bool = False
+    """Networks whose structure stays are compiled for training."""
     parallel: bool = False
     """Several processes share every batch (:mod:`nasbench_grow.harness.ranks`)."""
 
@@ -46,6 +50,8 @@ class Setup:
         """Whether this machine can run the set-up and, if not, why not."""
         if self.parallel and not distributed.is_available():
             return False, "this PyTorch was built without torch.distributed"
+        if self.compiled and self.device == "cpu" and not _compiler():
+            return False, "torch.compile finds no C++ compiler: install g++, or name one in the variable CXX"
         if self.device != "cuda":
             return True, ""
         if not torch.cuda.is_available():
@@ -58,6 +64,8 @@ class Setup:
 
     def activate(self) -> None:
         """Makes PyTorch compute as the set-up says, in this process, from now on."""
+        if self.compiled:
+            torch.compiler.reset()  # it gives up after a few shapes, and an earlier cell's count
         if self.device == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
             torch.backends.cudnn.benchmark = True  # the fastest kernel of a layer's shape, found once for each shape
@@ -66,6 +74,10 @@ class Setup:
         """The precision of everything that runs inside."""
         # Without its cache of cast weights, which outlives a step: the next one would compute with the old weights.
         return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
+
+    def accelerate(self, network: nn.Module) -> nn.Module:
+        """A module that trains the network's parameters, compiled if the set-up says so."""
+        return cast(nn.Module, torch.compile(network, dynamic=False)) if self.compiled else network
 
     def place(self, thing: _Place) -> _Place:
         """The tensor or module on the set-up's device in its memory layout."""
@@ -84,8 +96,13 @@ _BASES = (
 )
 
 
-def _with_options(base: Setup) -> tuple[Setup, Setup, Setup]:
-    """A set-up as it is, with the adaptive batch, and with several processes."""
+def _compiler() -> str | None:
+    """The C++ compiler that torch.compile uses on CPUs, if there is one."""
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def _with_options(base: Setup) -> tuple[Setup, ...]:
+    """A set-up as it is, with the adaptive batch, with several processes, and compiled."""
     sharing = f"{CPU_PROCESSES} processes" if base.device == "cpu" else "all GPUs of the machine"
     return (
         base,
@@ -94,6 +111,12 @@ def _with_options(base: Setup) -> tuple[Setup, Setup, Setup]:
             name=base.name + ADAPTIVE,
             summary=f"{base.summary}; the batch grows as the network shrinks",
             adaptive=True,
+        ),
+        replace(
+            base,
+            name=base.name + COMPILED,
+            summary=f"{base.summary}; torch.compile where the structure stays",
+            compiled=True,
         ),
         replace(base, name=base.name + PARALLEL, summary=f"{base.summary}; {sharing} share each batch", parallel=True),
     )
