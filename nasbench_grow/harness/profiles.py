@@ -8,6 +8,7 @@ from nasbench_grow.harness.grids import Grid, Profile
 __all__ = ["PROFILES", "Grid", "Profile"]
 
 _FEW = ("dense", "uniform", "grow")
+_TABLE = ("dense", "grow", "uniform", "random", "l1")
 
 PROFILES = {
     profile.name: profile
@@ -89,6 +90,16 @@ PROFILES = {
                     train_samples=2048,
                     methods=("dense", "grow", "grow[cost=time]"),
                 ),
+            ),
+        ),
+        Profile(
+            "table",
+            "the paper's tables near its budgets, full recipes: CIFAR-10 on 3 networks, Penn Treebank (wants a GPU)",
+            (
+                Grid(("cifar10",), ("cifar_resnet20",), (0.5,), (0, 1, 2), epochs=160, methods=_TABLE),
+                Grid(("cifar10",), ("cifar_vgg16_bn",), (0.14,), (0, 1, 2), epochs=160, methods=_TABLE),
+                Grid(("cifar10",), ("cifar_wrn28_10",), (0.28,), (0, 1, 2), epochs=200, methods=_TABLE),
+                Grid(("ptb",), ("lstm_1500",), (0.5,), (0, 1, 2), epochs=55, methods=_TABLE[:-1]),
             ),
         ),
         Profile(
