@@ -190,6 +190,16 @@ def test_a_requirement_without_its_figure_is_neither_passed_nor_failed(tmp_path:
     assert list(table.parts[0].rows.iloc[0]).count(NOTHING) == 2
 
 
+def test_a_budget_of_time_is_held_against_the_time_that_is_logged(tmp_path: Path) -> None:
+    run = record("grow[cost=time]", 0.5, macs=int(0.36 * DENSE_MACS))
+    write(tmp_path, [run], with_histories=False)
+    epochs = [{"epoch": at + 1, "macs": 1, "log": {"cost": cost}} for at, cost in enumerate([0.3, 0.49])]
+    (tmp_path / "histories" / f"{run['run_key']}.json").write_text(
+        json.dumps({"run_key": run["run_key"], "epochs": epochs})
+    )
+    assert table_of(tmp_path, tables.requirements)["off_budget"].item() == pytest.approx(0.01)
+
+
 def test_a_step_is_taken_from_the_networks_macs_where_nothing_is_logged(tmp_path: Path) -> None:
     run = record("grow", 0.5)
     write(tmp_path, [run], with_histories=False)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from nasbench_grow import variants
 from nasbench_grow.harness.cell import DEFAULT_EPOCHS
 
 PROTOCOL = ["task", "backbone", "setup", "epochs", "train_samples"]
@@ -148,6 +149,18 @@ def cost_by_epoch(cell: pd.Series[Any], histories: pd.DataFrame) -> pd.Series[fl
     dense = math.nan if pd.isna(cell["dense_macs"]) else float(cell["dense_macs"])
     share = run["macs"].astype(float) / dense
     return run["log_cost"].astype(float).fillna(share) if "log_cost" in run else share
+
+
+def paid(cell: pd.Series[Any], histories: pd.DataFrame) -> float:
+    """What the returned network costs, as a share of the dense one, in what the budget is a share of.
+
+    These are MACs, or, of a method with the setting ``cost=time``, the step time that it logs; NaN where unknown.
+    """
+    _, settings = variants.split(cell["method"])
+    if (settings or {}).get("cost") != "time":
+        return float(cell["macs_share"])
+    run = histories[histories["run_key"] == cell["run_key"]].sort_values("epoch")
+    return float(run["log_cost"].iloc[-1]) if len(run) and "log_cost" in run else math.nan
 
 
 def largest_step(cell: pd.Series[Any], histories: pd.DataFrame) -> float:

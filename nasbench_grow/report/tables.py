@@ -14,7 +14,7 @@ import pandas as pd
 
 from nasbench_grow import variants
 from nasbench_grow.report.pairs import differences, pair, pair_text
-from nasbench_grow.report.protocol import PROTOCOL, Block, is_growing, largest_step
+from nasbench_grow.report.protocol import PROTOCOL, Block, is_growing, largest_step, paid
 from nasbench_grow.report.statistics import estimate
 from nasbench_grow.report.wording import MINUS, NOTHING, TIMES, floats, number, with_interval
 
@@ -113,13 +113,17 @@ def requirements(blocks: list[Block], histories: pd.DataFrame) -> Table:
     for block in blocks:
         growing = block.finished[block.finished["method"].isin(filter(is_growing, block.methods))]
         growing = growing.sort_values(["method", "budget", "seed"])
-        rows = [_require(block, cell, largest_step(cell, histories)) for _, cell in growing.iterrows()]
+        rows = [
+            _require(block, cell, paid(cell, histories), largest_step(cell, histories))
+            for _, cell in growing.iterrows()
+        ]
         data += rows
         if rows:
             note = (
-                f"Limits: MACs within {BUDGET_LIMIT} of the budget, {block.metric} of the last sampled "
-                f"network within {COMMITMENT_LIMIT} of the returned one's (validation split), cost never changing by "
-                f"more than {STEP_LIMIT} of the dense MACs at once (where a method does not log that: within an epoch)."
+                f"Limits: MACs (with cost=time: estimated step time) within {BUDGET_LIMIT} of the budget, "
+                f"{block.metric} of the last sampled network within {COMMITMENT_LIMIT} of the returned one's (validation "
+                f"split), cost never changing by more than {STEP_LIMIT} of the dense one's at once (where a method does "
+                "not log that: within an epoch)."
             )
             parts.append(Part(block, note, pd.DataFrame([_requirement_text(row) for row in rows])))
     frame = pd.DataFrame(data) if data else pd.DataFrame(columns=columns)
@@ -202,9 +206,9 @@ def seeds_text(row: dict[str, Any]) -> str:
     return ", ".join([f"{row['finished']} of {row['cells']}", *bad]) if bad else str(row["finished"])
 
 
-def _require(block: Block, cell: pd.Series[Any], largest: float) -> dict[str, Any]:
+def _require(block: Block, cell: pd.Series[Any], cost: float, largest: float) -> dict[str, Any]:
     """One row of the requirements, unrounded; a check without its figure is missing, neither passed nor failed."""
-    off_budget = abs(cell["macs_share"] - cell["budget"])
+    off_budget = abs(cost - cell["budget"])
     commitment = abs(cell["soft_val_metric"] - cell["val_metric"])
     return {
         **protocol_columns(block),
