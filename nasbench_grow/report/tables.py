@@ -121,9 +121,9 @@ def requirements(blocks: list[Block], histories: pd.DataFrame) -> Table:
         if rows:
             note = (
                 f"Limits: MACs (with cost=time: estimated step time) within {BUDGET_LIMIT} of the budget, "
-                f"{block.metric} of the last sampled network within {COMMITMENT_LIMIT} of the returned one's (validation "
-                f"split), cost never changing by more than {STEP_LIMIT} of the dense one's at once (where a method does "
-                "not log that: within an epoch)."
+                f"{block.metric} of the last sampled network within {COMMITMENT_LIMIT} of the returned one's "
+                f"(validation split), cost never changing by more than {STEP_LIMIT} of the dense one's at once (where "
+                "a method does not log that: within an epoch)."
             )
             parts.append(Part(block, note, pd.DataFrame([_requirement_text(row) for row in rows])))
     frame = pd.DataFrame(data) if data else pd.DataFrame(columns=columns)
