@@ -53,14 +53,20 @@ class Timing:
     """The precision, for everything that runs inside."""
 
 
+def synchronise(device: torch.device) -> None:
+    """Waits for everything that the device was given to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def seconds(step: Callable[[], object], device: torch.device) -> float:
     """The fewest seconds of a few calls, after one to warm up: what else runs on the machine only adds to it."""
     times = []
     for _ in range(REPEATS + 1):
-        _wait(device)
+        synchronise(device)
         start = time.perf_counter()
         step()
-        _wait(device)
+        synchronise(device)
         times.append(time.perf_counter() - start)
     return min(times[1:])
 
@@ -322,8 +328,3 @@ def _run_on(model: nn.Module, device: torch.device, timing: Timing) -> str:
     layout = "channels last" if _channels_last(model) else ""
     parts = [name, threads, timing.precision, layout, f"torch {torch.__version__}"]
     return re.sub(r"[^A-Za-z0-9.+]+", "-", " ".join(part for part in parts if part))
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -109,6 +109,6 @@ def test_the_command_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_the_rates_of_the_device_are_those_of_what_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
-    monkeypatch.setattr("nasbench_grow.harness.floor._fastest", lambda device, run: (run(), 2.0)[1])
+    monkeypatch.setattr("nasbench_grow.harness.floor.seconds", lambda run, device: (run(), 2.0)[1])
     assert matrix_rate(torch.device("cpu"), torch.float32) == 64**3 / 2
     assert copy_bandwidth(torch.device("cpu")) == 2 * 2**16 / 2

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import torch
 
-_RUNS = 5
+from nasbench_grow.step_time import seconds
+
 _SIDE = {"cpu": 2048, "cuda": 8192}
 _COPIED_BYTES = {"cpu": 2**28, "cuda": 2**30}
 """Large enough to keep every unit of the device busy, and beyond its caches."""
@@ -23,29 +21,11 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     side = _SIDE[device.type]
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     product = torch.empty_like(left)
-    return side**3 / _fastest(device, lambda: torch.mm(left, right, out=product))
+    return side**3 / seconds(lambda: torch.mm(left, right, out=product), device)
 
 
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes a second, those read and those written, of a copy within the device's memory: of several, the fastest."""
     source = torch.zeros(_COPIED_BYTES[device.type], device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / _fastest(device, lambda: target.copy_(source))
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for everything that the device was given to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _fastest(device: torch.device, run: Callable[[], object]) -> float:
-    """The fewest seconds that a call took, after one to warm up."""
-    times = []
-    for _ in range(_RUNS + 1):
-        synchronise(device)
-        start = time.perf_counter()
-        run()
-        synchronise(device)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+    return 2 * source.nbytes / seconds(lambda: target.copy_(source), device)

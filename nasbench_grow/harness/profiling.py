@@ -27,10 +27,11 @@ from tqdm import tqdm
 from nasbench_grow.contract import Batch
 from nasbench_grow.errors import UserError
 from nasbench_grow.harness.cell import Cell
-from nasbench_grow.harness.floor import copy_bandwidth, matrix_rate, synchronise
+from nasbench_grow.harness.floor import copy_bandwidth, matrix_rate
 from nasbench_grow.harness.runner import Run
 from nasbench_grow.harness.setups import PARALLEL
 from nasbench_grow.harness.store import Store
+from nasbench_grow.step_time import synchronise
 
 WARM_UP = 3
 """Steps before those that count: they load libraries, fill caches and, on a GPU, choose kernels."""
