@@ -218,7 +218,7 @@ def test_no_sampled_group_is_ever_empty(seed, logit):
 @settings(max_examples=25, deadline=None)
 def test_the_cost_follows_the_schedule_to_one_step_of_width_and_never_jumps(budget, seed, granularity, periods, net):
     masks = priced(budget=budget, periods=periods, seed=seed, granularity=granularity, net=net)
-    dense = masks.dense_macs
+    dense = masks.dense_cost
     for period in range(1, periods):
         progress = (period + 1) / periods
         if progress > masks.preset.settle:

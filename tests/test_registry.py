@@ -88,7 +88,7 @@ def test_a_setup_that_this_machine_lacks_says_why(monkeypatch):
     monkeypatch.setitem(registry.setups(), "cuda", setup)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="no CUDA device"):
-        registry.setup("cuda")
+        registry.usable_setup("cuda")
 
 
 def test_any_timm_name_is_a_backbone():
