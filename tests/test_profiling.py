@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,15 @@ def test_nothing_else_is_written_and_pytorch_is_left_as_it_was(tmp_path: Path) -
     assert dict(optimizer._global_optimizer_pre_hooks) == hooks
 
 
+def test_a_checkpoint_is_neither_taken_up_nor_touched(tmp_path: Path) -> None:
+    store, cell = Store(tmp_path), growing()
+    store.write_checkpoint(cell.run_key(), {"of": "an interrupted run"})  # taking it up would miss the method's state
+    path = tmp_path / "checkpoints" / f"{cell.run_key()}.pt"
+    before = path.read_bytes()
+    profile_steps(cell, store, 2)
+    assert path.read_bytes() == before
+
+
 def test_an_error_leaves_pytorch_as_it_was_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backward = Tensor.backward
 
@@ -87,6 +97,7 @@ def test_an_error_leaves_pytorch_as_it_was_too(tmp_path: Path, monkeypatch: pyte
         (["--profile-steps", "0"], "profile steps 0 is out of range: profile 1 step or more"),
         (["--profile-steps", "9"], "the run has 4 steps"),
         (["--profile-steps", "1", "--json"], "--profile-steps goes with neither --dry-run nor --json"),
+        (["--profile-steps", "1", "--dry-run"], "--profile-steps goes with neither --dry-run nor --json"),
         (["--profile-steps", "1", "--setup", "cpu-ddp"], "setup 'cpu-ddp' has several processes"),
     ],
 )
@@ -97,6 +108,15 @@ def test_bad_input_is_answered_in_a_line(
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_no_step_is_profiled_beyond_the_end_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An adaptive batch grows, so that the run has fewer steps than its schedule, and their number is not known."""
+    words = command(tmp_path, "--profile-steps", "7", "--setup", "cpu-adaptive", "--train-samples", "320", epochs="1")
+    words[words.index("dense")], words[words.index("--budget") + 1] = "grow", "0.5"
+    assert main(words) == 2
+    assert re.search(r"profile steps 7 is out of range: the run has [1-9] steps", capsys.readouterr().err)
     assert not any(tmp_path.iterdir())
 
 

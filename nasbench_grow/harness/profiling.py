@@ -88,12 +88,8 @@ def profile_steps(cell: Cell, store: Store, steps: int) -> StepProfile:
             f"{cell.setup.removesuffix(PARALLEL)!r}"
         )
     run.prepare()
-    most = run.job.total_steps - WARM_UP
-    if steps > most:
-        raise UserError(
-            f"profile steps {steps} is out of range: the run has {run.job.total_steps} steps, of which {WARM_UP} warm "
-            f"up; profile {f'at most {most}' if most > 0 else 'a longer run'}, or give more --epochs"
-        )
+    if WARM_UP + steps > run.job.total_steps:
+        raise _too_short(steps, run.job.total_steps)
     profiler, macs = _train(run, steps)
     device, seconds, parts = run.job.example.device, *_times(profiler, steps)
     return StepProfile(
@@ -163,13 +159,23 @@ def _train(run: Run, steps: int) -> tuple[profile, float]:
             macs.append(run.meter.total)
             bar.update()
 
-        epoch = 0
-        while len(macs) < total:
-            epoch += 1
+        for epoch in range(1, run.cell.epochs + 1):
+            if len(macs) == total:
+                break
             batches = islice(run.batches(epoch), total - len(macs))
             with run.setup.autocast():
                 run.method.train_epoch(_watched(batches, ranges, end_step))
+    if len(macs) < total:  # known only now: an adaptive batch makes fewer steps than the schedule has
+        raise _too_short(steps, len(macs))
     return profiler, (macs[-1] - macs[WARM_UP - 1]) / steps
+
+
+def _too_short(steps: int, there_are: int) -> UserError:
+    most = there_are - WARM_UP
+    return UserError(
+        f"profile steps {steps} is out of range: the run has {there_are} steps, of which {WARM_UP} warm up; "
+        f"profile {f'at most {most}' if most > 0 else 'a longer run'}, or give more --epochs"
+    )
 
 
 def _watched(batches: Iterable[Batch], ranges: _Ranges, end_step: Callable[[], None]) -> Iterator[Batch]:
