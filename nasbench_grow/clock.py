@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from torch import Tensor
+
 _Batch = TypeVar("_Batch")
 
 
@@ -35,3 +37,19 @@ class Clock:
         for batch in batches:
             self.draw()
             yield batch
+
+    def pace(
+        self, batches: Iterable[tuple[Tensor, Tensor]], steps: int, samples: int, batch_size: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of any size, worth together as many steps as there are batches of the recipe's size in them.
+
+        Args:
+            batches: (inputs, targets) pairs.
+            steps, samples: what they are worth together, and how many samples they hold.
+            batch_size: the recipe's.
+        """
+        seen = 0
+        for inputs, targets in batches:
+            before, seen = seen, seen + len(inputs)
+            self.draw(steps * seen // samples - steps * before // samples, len(inputs) / batch_size)
+            yield inputs, targets

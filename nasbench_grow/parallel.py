@@ -37,6 +37,17 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a figure over the processes, in floating point. Nothing is differentiated through it.
+
+    A loss that divides by a count of its own batch (of pixels that are not void, say) must divide by this, or it would
+    weigh a process with few of them like one with many.
+    """
+    mean = value.detach().to(torch.get_default_dtype(), copy=True)
+    average([mean])
+    return mean
+
+
 def average(tensors: Iterable[Tensor]) -> None:
     """Replaces each tensor by its mean over the processes, in place and in one message."""
     tensors = list(tensors)

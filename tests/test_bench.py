@@ -12,10 +12,24 @@ import cells  # noqa: F401  (registers tiny_network)
 import pytest
 import torch
 
+from nasbench_grow import registry
 from nasbench_grow.bench import __main__ as bench
-from nasbench_grow.bench import compiling, memory, networks, plain, record, restructure, startup, step_time, whole_run
-from nasbench_grow.bench.settings import EPOCH_STEPS, QUICK
+from nasbench_grow.bench import (
+    compiling,
+    floor,
+    memory,
+    networks,
+    plain,
+    record,
+    restructure,
+    startup,
+    step_time,
+    whole_run,
+)
+from nasbench_grow.bench.settings import EPOCH_STEPS, FULL, QUICK
 from nasbench_grow.bench.steps import interleave, training_step
+from nasbench_grow.contract import Job, Recipe
+from nasbench_grow.cost import TrainingMeter
 from nasbench_grow.errors import UserError
 from nasbench_grow.harness.setups import SETUPS
 from nasbench_grow.subnetwork import extract
@@ -257,15 +271,97 @@ def test_a_network_by_hand_and_an_extracted_one_are_timed_in_every_loop(monkeypa
 
 def test_the_time_of_a_whole_run_is_held_against_its_macs() -> None:
     found = record.provenance("whole_run", TINY) | whole_run.measure(TINY)
-    (run,) = found["runs"]
-    assert len(run["dense"]["seconds"]) == len(run["grow"]["seconds"]) == TINY.run_steps // 4
-    assert 0 < run["grow"]["train_macs"] < run["dense"]["train_macs"]
+    assert [run["setup"] for run in found["runs"]] == ["cpu", "cpu-channels-last"]
+    for run in found["runs"]:
+        assert len(run["dense"]["seconds"]) == len(run["grow"]["seconds"]) == TINY.run_steps // 4
+        assert 0 < run["grow"]["train_macs"] < run["dense"]["train_macs"]
 
     run["dense"] |= {"preparation": 0.0, "seconds": [1.0, 1.0], "train_macs": 100}
     run["grow"] |= {"preparation": 0.1, "seconds": [0.5, 0.5], "train_macs": 50}
-    assert cells_of(whole_run.tables(found))[-1][4:] == ["0.550", "0.500", "1.10", "1.15", "met"]
+    assert cells_of(whole_run.tables(found))[-2][6:] == ["0.550", "0.500", "1.10", "1.15", "met"]
     run["grow"]["preparation"] = 0.2
-    assert cells_of(whole_run.tables(found))[-1][4:] == ["0.600", "0.500", "1.20", "1.15", "**not met**"]
+    assert cells_of(whole_run.tables(found))[-2][6:] == ["0.600", "0.500", "1.20", "1.15", "**not met**"]
+
+
+def test_with_an_adaptive_batch_a_whole_run_takes_fewer_and_larger_steps_over_the_same_samples() -> None:
+    plain_run, adaptive_run = (
+        whole_run._run("tiny_network", SETUPS[name], TINY)["grow"] for name in ("cpu", "cpu-adaptive")
+    )
+    assert adaptive_run["train_macs"] == pytest.approx(plain_run["train_macs"], rel=0.3)
+    inputs, targets = networks.batch(replace(TINY, batch_size=8), SETUPS["cpu"])
+    job = Job(
+        **{"budget": 0.5, "seed": 0, "epochs": 1, "steps_per_epoch": 64, "granularity": 8, "example": inputs[:1]},
+        **{"recipe": Recipe(), "loss": torch.nn.functional.cross_entropy, "meter": TrainingMeter()},
+        build=lambda: networks.backbone("tiny_network", TINY)[0],
+    )
+    method = registry.method("grow")(job)
+    sizes = [len(given) for _, given in next(whole_run._batches(SETUPS["cpu-adaptive"], method, job, inputs, targets))]
+    assert sum(sizes) == 64 * len(targets) and len(sizes) < 64
+    assert job.clock.end == 64
+
+
+def test_on_a_gpu_the_network_that_cannot_fill_it_has_an_adaptive_batch() -> None:
+    chosen = {name: whole_run._setups(name, SETUPS["cuda-bf16"]) for name in ("cifar_resnet20", "cifar_wrn28_10")}
+    assert {name: [setup.name for setup in setups] for name, setups in chosen.items()} == {
+        "cifar_resnet20": ["cuda-bf16-adaptive"],
+        "cifar_wrn28_10": ["cuda-bf16"],
+    }
+    assert [whole_run.limit(setups[0]) for setups in chosen.values()] == [1.5, 1.25]
+
+
+# --- the floor ---
+
+
+def test_a_step_is_held_against_both_rates_and_the_input_against_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nasbench_grow.harness.floor._SIDE", {"cpu": 64})
+    monkeypatch.setattr("nasbench_grow.harness.floor._COPIED_BYTES", {"cpu": 2**16})
+    monkeypatch.setattr(floor, "_IMAGES", 16)
+    found = record.provenance("floor", TINY) | floor.measure(TINY)
+    dense, half = found["networks"]
+    assert found["matrix_rate"] > 0 and found["copy_bandwidth"] > 0
+    assert half["macs"] <= 0.5 * dense["macs"] and half["bytes"] < dense["bytes"]
+    assert "aten::convolution_backward" in dense["operators"]
+
+    dense |= {"macs": 30, "bytes": 50, "seconds": {"step": [2.0, 2.0], "data": [0.03, 0.03]}}
+    dense["operators"] = {"aten::slow": 3.0, "aten::fast": 1.0}
+    found |= {"matrix_rate": 100.0, "copy_bandwidth": 100.0}
+    row = cells_of(floor.tables(found))[2]
+    assert row[2:] == ["2000.0", "1", "15%", "25%", "slow 75%, fast 25%", "1.50%", "2%", "met"]
+    dense["seconds"]["data"] = [0.05, 0.05]
+    assert cells_of(floor.tables(found))[2][-1] == "**not met**"
+
+
+def test_bytes_of_a_step_are_those_kept_for_backward_and_those_of_the_weights() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1, bias=False), torch.nn.Flatten())
+    inputs, targets = torch.randn(2, 3, 2, 2), torch.tensor([0, 1])
+    kept = memory.step_bytes(network, inputs, targets)["activations"]
+    assert floor._bytes(network, (inputs, targets)) == 2 * (kept + 3 * 3 * 4 * 4)
+
+
+# --- set-ups ---
+
+
+def test_another_setup_has_a_folder_and_a_place_of_its_own(tmp_path: Path) -> None:
+    place = "cpu-channels-last/restructure"
+    (tmp_path / "page.md").write_text(f"<!-- bench:{place} -->\n<!-- /bench:{place} -->\n")
+    bench.run(["restructure"], TINY.on("cpu-channels-last"), tmp_path / "out", tmp_path / "page.md")
+    kept = json.loads((tmp_path / "out" / f"{place}.json").read_text())
+    assert kept["settings"]["setup_name"] == "cpu-channels-last"
+    assert restructure.tables(kept) in (tmp_path / "page.md").read_text()
+
+
+def test_a_setup_that_cannot_run_here_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["floor", "--setup", "cuda-bf16"]) == 2
+    assert "cuda-bf16" in capsys.readouterr().err
+
+
+def test_a_gpu_is_asked_for_what_it_has_a_share_in() -> None:
+    parts = bench._parts([], "cuda-bf16")
+    assert "floor" in parts and not {"memory", "startup"} & set(parts)
+    with pytest.raises(UserError, match="part 'memory' measures the CPU"):
+        bench._parts(["memory"], "cuda-bf16")
+    settings = FULL.on("cuda-bf16")
+    assert "cifar_wrn28_10" in settings.backbones and settings.run_steps > FULL.run_steps
 
 
 def test_the_shapes_of_a_run_are_counted_and_what_cannot_be_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,7 @@
 import copy
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -79,3 +82,27 @@ def test_a_cuda_setup_says_what_the_machine_lacks(monkeypatch, capability, preci
     available, why = SETUPS[f"cuda-{precision}"].available()
     assert available == (not reason)
     assert reason in why
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_on_a_cpu_setup_memory_that_a_step_frees_serves_the_next_until_it_is_given_back():
+    script = """
+import resource, torch
+from nasbench_grow.harness import heap
+from nasbench_grow.harness.setups import SETUPS
+network = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 1), torch.nn.ReLU())  # of 40 MB an activation
+def page_faults(steps):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(steps):
+        network(torch.ones(20, 1, 256, 256)).sum().backward()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+page_faults(3)
+usual = page_faults(3)
+SETUPS["cpu"].activate()
+page_faults(10)
+kept = page_faults(3)
+heap.give_back()
+print(usual, kept, page_faults(3))
+"""
+    usual, kept, after = map(int, subprocess.check_output([sys.executable, "-c", script], text=True).split())
+    assert kept < usual / 3 and after > kept

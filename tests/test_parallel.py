@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from nasbench_grow import registry
+from nasbench_grow.data.segmentation import VOID
 from nasbench_grow.grower import Grower
 from nasbench_grow.harness.store import Store
 from nasbench_grow.parallel import sharing_batches
@@ -55,6 +57,24 @@ def two_steps(part: slice) -> dict[str, Tensor]:
     return {**gradients, **dict(model.named_buffers())}
 
 
+def segmentation_gradients(part: slice) -> dict[str, Tensor]:
+    """Of a loss that is a mean over the pixels with a class, of which the second half of the batch has few."""
+    torch.manual_seed(0)
+    task = registry.task("landcover")()
+    model = nn.Conv2d(3, task.num_classes, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inputs, targets = batch()
+    pixels = (targets.view(-1, 1, 1) + torch.arange(36).view(6, 6)) % task.num_classes
+    pixels[6:, 1:] = VOID
+    task.loss(model(inputs[part].float()), pixels[part]).backward()
+    optimizer.step()
+    return {f"segmentation {name}": parameter.grad for name, parameter in model.named_parameters()}
+
+
+def everything(part: slice) -> dict[str, Tensor]:
+    return {**two_steps(part), **segmentation_gradients(part), "present": growth(part)}
+
+
 def growth(part: slice) -> Tensor:
     """The structures that a few steps of growing on a part of each batch arrive at."""
     model = network().float()
@@ -79,7 +99,7 @@ def one_process(number: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=number, world_size=2)
     half = slice(0, 6) if number == 0 else slice(6, 12)
     with sharing_batches():
-        torch.save({**two_steps(half), "present": growth(half)}, folder / f"{number}.pt")
+        torch.save(everything(half), folder / f"{number}.pt")
     dist.destroy_process_group()
 
 
@@ -91,7 +111,7 @@ def test_two_processes_have_the_gradients_and_structures_of_one(tmp_path: Path) 
     for worker in workers:
         worker.join(timeout=TIMEOUT_S)
 
-    expected = {**two_steps(slice(0, 12)), "present": growth(slice(0, 12))}
+    expected = everything(slice(0, 12))
     for number in range(2):
         found = torch.load(tmp_path / f"{number}.pt")
         assert found.keys() == expected.keys()

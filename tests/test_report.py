@@ -6,6 +6,7 @@ import json
 import math
 import os
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from synthetic_results import DENSE_MACS, failed, full_comparison, record, write
 
 from nasbench_grow import report, results
 from nasbench_grow.errors import UserError
+from nasbench_grow.harness.cell import make_cell
 from nasbench_grow.report import tables
 from nasbench_grow.report.figures import forward_order
+from nasbench_grow.report.missing import missing
 from nasbench_grow.report.protocol import blocks
 from nasbench_grow.report.statistics import estimate
 from nasbench_grow.report.style import appearance
@@ -392,3 +395,32 @@ def test_methods_keep_their_colour_whatever_else_is_shown() -> None:
     few, many = appearance(["grow"]), appearance(["grow", "dense", "mine", "yours"])
     assert few["grow"] == many["grow"] and many["mine"] != many["yours"]
     assert len({colour for colour, _ in many.values()}) == len(many)
+
+
+# --- what is still missing ---
+
+
+def planned(seed: int, **changes: Any) -> dict[str, Any]:
+    """The record of a cell of the profile ``table``."""
+    cell = make_cell(
+        method="grow", task="cifar10", backbone="cifar_vgg16_bn", budget=0.14, seed=seed, setup="cuda-bf16"
+    )
+    found = record("grow", 0.14, seed, profile="table")
+    return found | asdict(cell) | {"run_key": cell.run_key()} | changes
+
+
+def test_the_page_says_what_the_profiles_of_its_cells_still_lack(tmp_path: Path) -> None:
+    write(tmp_path, [planned(0), planned(2, status="failed", error="it broke")])
+    lacking = missing(results.load(tmp_path))
+    of_grow = lacking[(lacking["method"] == "grow") & (lacking["backbone"] == "cifar_vgg16_bn")]
+    assert of_grow["seeds"].tolist() == ["1, 2"]
+    assert set(lacking["setup"]) == {"cuda-bf16"}
+    assert lacking[lacking["task"] == "ptb"]["seeds"].tolist() == ["0, 1, 2"] * 4
+    page = report.write(tmp_path)[0].read_text()
+    assert "## Still missing" in page and page.count("cifar_wrn28_10") == 5
+
+
+def test_cells_of_no_known_profile_lack_nothing(tmp_path: Path) -> None:
+    write(tmp_path, [record("grow", 0.5)])
+    assert missing(results.load(tmp_path)).empty
+    assert "Still missing" not in report.write(tmp_path)[0].read_text()

@@ -8,15 +8,18 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from nasbench_grow.bench import compiling, memory, plain, record, restructure, startup, step_time, whole_run
+from nasbench_grow import registry
+from nasbench_grow.bench import compiling, floor, memory, plain, record, restructure, startup, step_time, whole_run
 from nasbench_grow.bench.settings import FULL, QUICK, Settings
 from nasbench_grow.errors import UserError, unknown
+from nasbench_grow.harness.cell import DEFAULT_SETUP
+from nasbench_grow.harness.setups import SETUPS
 
 PARTS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (step_time, plain, whole_run, restructure, compiling, memory, startup)
+    for module in (step_time, plain, whole_run, floor, restructure, compiling, memory, startup)
 }
-"""Each part has a SUMMARY, ``measure(settings)`` and ``tables(record)``."""
+"""Each part has a SUMMARY, ``measure(settings)`` and ``tables(record)``; CPU_ONLY where a GPU has no share in it."""
 
 _EPILOG = """\
 parts:
@@ -24,11 +27,13 @@ parts:
 
 Each part writes DIR/NAME.json (raw measurements with machine, versions and date) and DIR/NAME.md (tables with targets),
 and puts its tables into the performance page. Everything takes about half an hour on two cores; keep the machine idle.
-A part that is stopped leaves its old record; give its name to run it alone.
+A part that is stopped leaves its old record; give its name to run it alone. Another set-up than the default has a
+folder DIR/SETUP and a place of its own on the page, if there is one.
 
 examples:
   python -m nasbench_grow.bench                     measure everything
   python -m nasbench_grow.bench memory startup      two parts only
+  python -m nasbench_grow.bench --setup cuda-bf16   everything that a GPU has a share in, into DIR/cuda-bf16
   python -m nasbench_grow.bench step_time --quick   does it work? tiny sizes, meaningless times, nothing is written"""
 
 
@@ -36,13 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the parts that were asked for and prints their tables; returns the exit code."""
     arguments = _parser().parse_args(argv)
     try:
-        for name in arguments.names:
-            if name not in PARTS:
-                raise unknown("part", name, PARTS)
+        registry.usable_setup(arguments.setup)
+        names = _parts(arguments.names, arguments.setup)
         if arguments.quick:
-            run(arguments.names or PARTS, QUICK)
+            run(names, QUICK.on(arguments.setup))
         else:
-            run(arguments.names or PARTS, FULL, arguments.out, arguments.page)
+            run(names, FULL.on(arguments.setup), arguments.out, arguments.page)
     except UserError as error:
         print(f"bench: error: {error}", file=sys.stderr)
         return 2
@@ -50,6 +54,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nbench: interrupted; the parts that were finished are kept, name the others to go on", file=sys.stderr)
         return 130
     return 0
+
+
+def _parts(names: Sequence[str], setup: str) -> list[str]:
+    """The parts asked for, or all that say something about a set-up.
+
+    Raises:
+        UserError: an unknown part, or one that a GPU has no share in.
+    """
+    on_gpu = SETUPS[setup].device == "cuda"
+    for name in names:
+        if name not in PARTS:
+            raise unknown("part", name, PARTS)
+        if on_gpu and _cpu_only(name):
+            raise UserError(f"part {name!r} measures the CPU, which setup {setup!r} is not; leave out --setup")
+    return list(names) or [name for name in PARTS if not (on_gpu and _cpu_only(name))]
+
+
+def _cpu_only(name: str) -> bool:
+    return getattr(PARTS[name], "CPU_ONLY", False)
 
 
 def run(names: Collection[str], settings: Settings, out: Path | None = None, page: Path | None = None) -> None:
@@ -62,10 +85,12 @@ def run(names: Collection[str], settings: Settings, out: Path | None = None, pag
         page: a document that shows the tables between markers; left alone where it does not exist.
     """
     found = {}
+    settings.setup.activate()
     for name in names:
         print(f"bench: {name}: {PARTS[name].SUMMARY}", file=sys.stderr)
         result = record.provenance(name, settings)
-        result |= PARTS[name].measure(settings)
+        with settings.setup.autocast():
+            result |= PARTS[name].measure(settings)
         found[name] = PARTS[name].tables(result)
         if out is not None:
             _keep(result, found[name], out, page)
@@ -75,15 +100,15 @@ def run(names: Collection[str], settings: Settings, out: Path | None = None, pag
 
 def _keep(result: record.Record, tables: str, out: Path, page: Path | None) -> None:
     """Writes the record, its tables, the figure of the step times, and the tables into the page."""
-    name = result["part"]
-    record.write_json(out / f"{name}.json", result)
-    record.write(out / f"{name}.md", tables + "\n")
-    if name == "step_time":
+    place = record.place(result)
+    record.write_json(out / f"{place}.json", result)
+    record.write(out / f"{place}.md", tables + "\n")
+    if result["part"] == "step_time":
         from nasbench_grow.bench import figure
 
-        figure.save(figure.draw(result), out / "step_time.png")
+        figure.save(figure.draw(result), out / f"{place}.png")
     if page is not None and page.exists():
-        record.write(page, record.embed(page.read_text(encoding="utf-8"), name, tables))
+        record.write(page, record.embed(page.read_text(encoding="utf-8"), place, tables))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="parts to measure (default: all)")
+    parser.add_argument("--setup", default=DEFAULT_SETUP, help="see nasbench-grow list setups (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works; writes nothing")
     parser.add_argument("--out", type=Path, default=Path("results/bench"), metavar="DIR", help="default: %(default)s")
     parser.add_argument(

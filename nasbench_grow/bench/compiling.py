@@ -14,8 +14,7 @@ from nasbench_grow.bench.settings import EPOCH_STEPS, Settings
 from nasbench_grow.bench.steps import interleave, seconds, training_step
 from nasbench_grow.contract import Recipe
 from nasbench_grow.grower import Grower
-from nasbench_grow.harness.cell import DEFAULT_EPOCHS, DEFAULT_SETUP
-from nasbench_grow.harness.setups import SETUPS
+from nasbench_grow.harness.cell import DEFAULT_EPOCHS
 
 SUMMARY = "what torch.compile costs for each new shape, and what it gains a step"
 BUDGET = 0.5
@@ -61,7 +60,7 @@ def tables(record: Record) -> str:
 
 def _compiled(name: str, variant: Variant, settings: Settings) -> dict[str, Any]:
     """Seconds to compile a network's training step, and of the step in every round; or why it cannot be compiled."""
-    setup = SETUPS[DEFAULT_SETUP]
+    setup = settings.setup
     inputs, targets = batch(settings, setup)
     model, space = backbone(name, settings)
     present = structures(space, variant)

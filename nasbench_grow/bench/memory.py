@@ -17,10 +17,9 @@ from nasbench_grow.bench.networks import DENSE, Variant, backbone, batch, struct
 from nasbench_grow.bench.record import Record, bar, origin, table, verdict
 from nasbench_grow.bench.settings import Settings
 from nasbench_grow.contract import Recipe
-from nasbench_grow.harness.cell import DEFAULT_SETUP
 from nasbench_grow.harness.measure import PeakMemory, saved_bytes
-from nasbench_grow.harness.setups import SETUPS
 
+CPU_ONLY = True
 SUMMARY = "training memory of the dense network, of sub-networks and of the seed"
 TOLERANCE = 0.05
 """Activations grow with the width, MACs with its square: memory may be this much above the root of the MACs' share."""
@@ -30,7 +29,7 @@ _CHILD = "import sys; from nasbench_grow.bench.memory import child; child(sys.ar
 
 def measure(settings: Settings) -> dict[str, Any]:
     """Bytes of one training step of each network, each in a process of its own."""
-    setup = SETUPS[DEFAULT_SETUP]
+    setup = settings.setup
     networks = []
     with bar("memory", 4 * len(settings.backbones)) as progress:
         for name in settings.backbones:

@@ -75,7 +75,7 @@ def batch(settings: Settings, setup: Setup) -> tuple[Tensor, Tensor]:
     """Synthetic inputs and targets."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(settings.batch_size, CHANNELS, settings.pixels, settings.pixels, generator=generator)
-    return setup.place(inputs), torch.randint(CLASSES, (settings.batch_size,), generator=generator)
+    return setup.place(inputs), setup.place(torch.randint(CLASSES, (settings.batch_size,), generator=generator))
 
 
 def _keys(space: Space, kind: str) -> Tensor:

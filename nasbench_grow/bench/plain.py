@@ -15,8 +15,7 @@ from nasbench_grow.bench.settings import Settings
 from nasbench_grow.bench.steps import Step, interleave, training_step
 from nasbench_grow.contract import Recipe
 from nasbench_grow.grower import Grower
-from nasbench_grow.harness.cell import DEFAULT_SETUP
-from nasbench_grow.harness.setups import SETUPS
+from nasbench_grow.harness.setups import Setup
 from nasbench_grow.subnetwork import extract
 
 SUMMARY = "time of a step of an extracted network against the same widths built directly"
@@ -70,25 +69,25 @@ def tables(record: Record) -> str:
 
 def _steps(name: str, variant: Variant, settings: Settings) -> tuple[dict[str, Step], int]:
     """A step of the network built by hand and of the extracted one in each loop; the network's MACs."""
-    setup = SETUPS[DEFAULT_SETUP]
+    setup = settings.setup
     inputs, targets = batch(settings, setup)
     model, space = backbone(name, settings)
     present = structures(space, variant)
-    network = extract(space, model, present).train()
+    network = extract(space, setup.place(model), present).train()
     by_hand = rebuild(describe(network, model), create(name, CLASSES, CHANNELS)).train()
     steps = {
         "by hand": training_step(setup.place(by_hand), inputs, targets),
         "extracted": training_step(network, inputs, targets),
-        "growing": _growing_step(name, present, inputs, targets, settled=True),
-        "measuring": _growing_step(name, present, inputs, targets, settled=False),
+        "growing": _growing_step(name, setup, present, inputs, targets, settled=True),
+        "measuring": _growing_step(name, setup, present, inputs, targets, settled=False),
     }
     return steps, space.macs(present)
 
 
-def _growing_step(name: str, present: Tensor, inputs: Tensor, targets: Tensor, *, settled: bool) -> Step:
+def _growing_step(name: str, setup: Setup, present: Tensor, inputs: Tensor, targets: Tensor, *, settled: bool) -> Step:
     """A step of a growing run that has arrived at the structures ``present``."""
     grower = Grower(
-        create(name, CLASSES, CHANNELS),
+        setup.place(create(name, CLASSES, CHANNELS)),
         inputs[:1],
         budget=1.0,
         epochs=1,

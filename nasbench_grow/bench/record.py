@@ -21,6 +21,8 @@ from nasbench_grow.bench.settings import Settings
 from nasbench_grow.errors import UserError
 from nasbench_grow.files import write_whole
 from nasbench_grow.harness import measure
+from nasbench_grow.harness.cell import DEFAULT_SETUP
+from nasbench_grow.harness.setups import SETUPS
 
 Record = dict[str, Any]
 
@@ -41,10 +43,13 @@ def provenance(part: str, settings: Settings) -> Record:
 def origin(record: Record) -> str:
     """The line under a table that says where its numbers come from."""
     machine = record["hardware"]
+    setup = record["settings"]["setup_name"]
+    on_gpu = SETUPS[setup].device == "cuda"
+    processor = f"{machine['threads']} threads on {machine['cores']} cores of {machine['cpu']}"
     return (
-        f"Measured on {record['started_at'][:10]} with {machine['threads']} threads on {machine['cores']} cores of "
-        f"{machine['cpu']}, {machine['memory_gib']} GiB, PyTorch {record['versions']['torch']}, code "
-        f"{record['code_version']}; load average at the start {record['load_average']:.1f}."
+        f"Measured on {record['started_at'][:10]} with {machine['gpu'] if on_gpu else processor}, "
+        f"{machine['memory_gib']} GiB, PyTorch {record['versions']['torch']}, code {record['code_version']}"
+        f"{f', set-up {setup}' if on_gpu else ''}; load average at the start {record['load_average']:.1f}."
     )
 
 
@@ -106,6 +111,13 @@ def write(path: Path, data: str) -> None:
 def write_json(path: Path, record: Record) -> None:
     """Writes a record atomically."""
     write(path, json.dumps(record, indent=1) + "\n")
+
+
+def place(record: Record) -> str:
+    """Where a record belongs, in the folder and on the page: its part, after another set-up than the default its
+    name."""
+    setup = record["settings"]["setup_name"]
+    return record["part"] if setup == DEFAULT_SETUP else f"{setup}/{record['part']}"
 
 
 def embed(document: str, part: str, tables: str) -> str:

@@ -16,9 +16,8 @@ from nasbench_grow.bench.steps import interleave, training_step
 from nasbench_grow.contract import Recipe
 from nasbench_grow.gating import GatedNetwork
 from nasbench_grow.grower import Grower
-from nasbench_grow.harness.cell import DEFAULT_SETUP
-from nasbench_grow.harness.setups import SETUPS
 from nasbench_grow.presets import PRESETS
+from nasbench_grow.step_time import synchronise
 
 SUMMARY = "seconds of a restructuring as a share of an epoch, and what the gates add to a step"
 BUDGET = 0.5
@@ -38,12 +37,14 @@ class _TimedGrower(Grower):
     def _restructure(self) -> None:
         start = time.perf_counter()
         super()._restructure()
+        synchronise(self.masks.device)
         seconds = round(time.perf_counter() - start, 6)
         self.periods.append({"seconds": seconds, "macs": self.macs, "step_seconds": []})
 
     def _learn(self, inputs: Tensor, target: Tensor) -> Tensor:
         start = time.perf_counter()
         loss = super()._learn(inputs, target)
+        synchronise(self.masks.device)
         if self.periods:
             self.periods[-1]["step_seconds"].append(round(time.perf_counter() - start, 6))
         return loss
@@ -96,7 +97,7 @@ def tables(record: Record) -> str:
 
 def _growth(name: str, settings: Settings) -> dict[str, Any]:
     """Grows from the seed until the budget is reached, restructuring every few steps."""
-    setup = SETUPS[DEFAULT_SETUP]
+    setup = settings.setup
     inputs, targets = batch(settings, setup)
     periods = PRESETS["default"].periods
     assert periods is not None
@@ -119,13 +120,13 @@ def _growth(name: str, settings: Settings) -> dict[str, Any]:
 
 def _gating(name: str, settings: Settings) -> dict[str, Any]:
     """Seconds of a step of the same sub-network, plain and with gates, in every round."""
-    setup = SETUPS[DEFAULT_SETUP]
+    setup = settings.setup
     model, space = backbone(name, settings)
     inputs, targets = batch(settings, setup)
     present = structures(space, Variant("uniform", BUDGET, setup.granularity))
     network = sub_network(space, model, present, setup)
     gated = GatedNetwork(space, present, sub_network(space, model, present, setup)).train()
-    gates = present.float().requires_grad_()
+    gates = setup.place(present.float()).requires_grad_()
     steps = {
         "plain": training_step(network, inputs, targets),
         "gated": training_step(gated.network, inputs, targets, forward=lambda batch: gated(batch, gates)),

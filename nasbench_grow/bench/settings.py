@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from nasbench_grow.harness.cell import DEFAULT_SETUP
+from nasbench_grow.harness.setups import SETUPS, Setup
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of a benchmark run. The defaults are those of the targets."""
+    """Sizes of a benchmark run. The defaults are those of the targets on a CPU."""
 
     backbones: tuple[str, ...] = ("cifar_resnet20", "cifar_vgg16_bn")
+    setup_name: str = DEFAULT_SETUP
     batch_size: int = 128
     pixels: int = 32
     seconds: float = 45.0
@@ -23,6 +27,20 @@ class Settings:
     """Fresh processes started for each start-up time."""
     cells: int = 1000
     """Finished cells that are listed."""
+
+    @property
+    def setup(self) -> Setup:
+        """How the machine is used."""
+        return SETUPS[self.setup_name]
+
+    def on(self, setup_name: str) -> Settings:
+        """The same on another set-up. On a GPU there is a wider network too, and a run takes more steps: each of its
+        shapes costs cuDNN a search for kernels, once."""
+        if SETUPS[setup_name].device == "cpu":
+            return replace(self, setup_name=setup_name)
+        return replace(
+            self, setup_name=setup_name, backbones=(*self.backbones, "cifar_wrn28_10"), run_steps=20 * self.run_steps
+        )
 
 
 FULL = Settings()

@@ -16,6 +16,7 @@ from nasbench_grow.harness.profiles import Grid, Profile
 from nasbench_grow.harness.reproduce import cells_of, unfinished
 from nasbench_grow.harness.store import RECORD_FIELDS, Store
 
+CPU_ONLY = True
 SUMMARY = "seconds to import, to show help, and to find that 1,000 cells are finished"
 WAITS = {
     "torch": ("`import torch` (for comparison)", None),

@@ -11,14 +11,14 @@ from nasbench_grow.bench.record import Record, Spread, origin, ratios, spread, t
 from nasbench_grow.bench.settings import Settings
 from nasbench_grow.bench.steps import Step, interleave, training_step
 from nasbench_grow.harness.cell import DEFAULT_SETUP
-from nasbench_grow.harness.setups import SETUPS
+from nasbench_grow.harness.setups import SETUPS, Setup
 
 SUMMARY = "time of a training step against the share of the MACs, by width granularity and memory layout"
 
 
 @dataclass(frozen=True)
 class Target:
-    """The step of a uniform sub-network at the set-up's own granularity may take this share of a dense step."""
+    """What a CPU's step of a uniform sub-network, at the set-up's own granularity, may take of a dense step."""
 
     backbone: str
     share: float
@@ -33,7 +33,8 @@ TARGETS = (
     Target("cifar_resnet20", 0.5, False, 0.60),
     Target("cifar_resnet20", 0.5, True, 0.75),
 )
-_SETUPS = tuple(SETUPS[name] for name in ("cpu", "cpu-channels-last"))
+CPU_SETUPS = ("cpu", "cpu-channels-last")
+"""On a CPU both memory layouts are timed."""
 _MOST_WIDTHS = 7
 """Longer lists of widths are left to the record."""
 
@@ -46,7 +47,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         dense_macs = space.macs(space.full())
         steps: dict[tuple[str, Variant], Step] = {}
         known = {}
-        for setup in _SETUPS:
+        for setup in _setups(settings):
             inputs, targets = batch(settings, setup)
             for variant in variants(space, setup.granularity):
                 present = structures(space, variant)
@@ -57,6 +58,10 @@ def measure(settings: Settings) -> dict[str, Any]:
             what = {"backbone": name, "setup": setup_name, **asdict(variant), "dense_macs": dense_macs}
             networks.append({**what, **known[variant], "seconds": times})
     return {"networks": networks}
+
+
+def _setups(settings: Settings) -> list[Setup]:
+    return [SETUPS[name] for name in CPU_SETUPS] if settings.setup.device == "cpu" else [settings.setup]
 
 
 def tables(record: Record) -> str:
@@ -93,7 +98,7 @@ def _targets(record: Record) -> str:
         for network in record["networks"]:
             setup = SETUPS[network["setup"]]
             asked = (network["backbone"], network["kind"], network["share"])
-            if asked == wanted and network["granularity"] == setup.granularity:
+            if asked == wanted and network["granularity"] == setup.granularity and setup.device == "cpu":
                 found = against_dense(record, network, fastest=target.fastest)
                 rows.append(
                     [

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nasbench_grow.bench.record import bar
 from nasbench_grow.contract import Recipe
+from nasbench_grow.step_time import synchronise
 
 _Name = TypeVar("_Name", bound=Hashable)
 Step = Callable[[], None]
@@ -34,6 +35,7 @@ def training_step(
         optimizer.zero_grad()
         F.cross_entropy(run(inputs), targets).backward()
         optimizer.step()
+        synchronise(inputs.device)
 
     return step
 

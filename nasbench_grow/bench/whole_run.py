@@ -3,78 +3,112 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch.nn.functional as F
+from torch import Tensor
 
 from nasbench_grow import registry
 from nasbench_grow.backbones import create
 from nasbench_grow.bench.networks import CHANNELS, CLASSES, batch
 from nasbench_grow.bench.record import Record, bar, origin, table, verdict
 from nasbench_grow.bench.settings import Settings
-from nasbench_grow.contract import Job, Method, Recipe
+from nasbench_grow.bench.step_time import CPU_SETUPS
+from nasbench_grow.contract import Batch, Job, Method, Recipe
 from nasbench_grow.cost import TrainingMeter
-from nasbench_grow.harness.cell import DEFAULT_SETUP
-from nasbench_grow.harness.setups import SETUPS
+from nasbench_grow.harness.adaptive import AdaptiveBatch, regrouped
+from nasbench_grow.harness.setups import ADAPTIVE, SETUPS, Setup
 
 SUMMARY = "time of a whole growing run against the dense run's, and against what its MACs promise"
 BUDGET = 0.5
-LIMIT = 1.15
-"""The ratio of the times may be this times that of the training MACs."""
-_METHODS = ("dense", "grow")
-_CHUNK = 4
+_GROWING = ("grow", "grow[granularity=16]")
+"""With the set-up's granularity, and with the one that suits wide layers."""
+_CHUNK = {"cpu": 4, "cuda": 64}
 """Steps of one run before the other one's turn."""
+_TOO_SMALL = "cifar_resnet20"
+"""The backbone that a GPU is not filled by, unless its batch grows."""
+
+
+def limit(setup: Setup) -> float:
+    """The ratio of the times may be this times that of the training MACs."""
+    if setup.device == "cpu":
+        return 1.15
+    return 1.5 if setup.adaptive else 1.25
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """Seconds of both runs, chunk by chunk, and of what comes before the first step."""
-    return {"runs": [_run(name, settings) for name in settings.backbones]}
+    """Seconds of every run, chunk by chunk, and of what comes before the first step."""
+    return {
+        "runs": [_run(name, setup, settings) for name in settings.backbones for setup in _setups(name, settings.setup)]
+    }
 
 
 def tables(record: Record) -> str:
     """The ratios of times and training MACs, as Markdown."""
     rows = []
-    for run in record["runs"]:
-        dense, grow = run["dense"], run["grow"]
+    for run, name in product(record["runs"], _GROWING):
+        dense, grow, setup = run["dense"], run[name], SETUPS[run["setup"]]
         time_ratio = _seconds(grow) / _seconds(dense)
         macs_ratio = grow["train_macs"] / dense["train_macs"]
         rows.append(
             [
                 run["backbone"],
+                setup.name,
+                name,
                 f"{_seconds(dense):.0f}",
                 f"{_seconds(grow):.0f}",
                 f"{grow['preparation']:.1f}",
                 f"{time_ratio:.3f}",
                 f"{macs_ratio:.3f}",
                 f"{time_ratio / macs_ratio:.2f}",
-                f"{LIMIT:.2f}",
-                verdict(time_ratio / macs_ratio, LIMIT),
+                f"{limit(setup):.2f}",
+                verdict(time_ratio / macs_ratio, limit(setup)),
             ]
         )
-    header = ["backbone", "dense, s", "grow, s", "of it preparation, s", "time", "training MACs", "quotient", "target"]
+    header = [
+        "backbone",
+        "set-up",
+        "method",
+        "dense, s",
+        "growing, s",
+        "preparation, s",
+        "time",
+        "training MACs",
+        "quotient",
+    ]
     notes = (
         f"Whole runs of {record['settings']['run_steps']} steps on a synthetic batch of "
-        f"{record['settings']['batch_size']} images, `grow` at budget {BUDGET}, the two taking turns every {_CHUNK} "
-        "steps. *Time* and *training MACs* are those of `grow` relative to the dense run's, *quotient* is the one over "
-        "the other. The time of `grow` is everything: preparation (discovery and what it measures), restructurings, "
-        "gates. However long a run is, it is restructured as often, so in a longer one this weighs less."
+        f"{record['settings']['batch_size']} images, growing to budget {BUDGET}, the runs taking turns every few "
+        "steps. *Time* and *training MACs* are those of the growing run relative to the dense one's, *quotient* is the "
+        "one over the other. Its time is everything: preparation (discovery and what it measures), restructurings, "
+        "gates. "
+        "However long a run is, it is restructured as often, so in a longer one this weighs less."
     )
-    return "\n\n".join([table([*header, "result"], rows), notes, origin(record)])
+    return "\n\n".join([table([*header, "target", "result"], rows), notes, origin(record)])
 
 
-def _run(name: str, settings: Settings) -> dict[str, Any]:
-    """Both runs of one backbone."""
-    setup = SETUPS[DEFAULT_SETUP]
+def _setups(backbone: str, setup: Setup) -> list[Setup]:
+    """Those that a backbone is run on: on a CPU in both memory layouts, on a GPU so that it can fill it."""
+    if setup.device == "cpu":
+        return [SETUPS[name] for name in CPU_SETUPS]
+    return [SETUPS[setup.name + ADAPTIVE] if backbone == _TOO_SMALL and not setup.adaptive else setup]
+
+
+def _run(name: str, setup: Setup, settings: Settings) -> dict[str, Any]:
+    """The runs of one backbone on one set-up."""
     inputs, targets = batch(settings, setup)
-    chunks = settings.run_steps // _CHUNK
-    found: dict[str, Any] = {"backbone": name}
+    size = _CHUNK[setup.device]
+    chunks = settings.run_steps // size
+    found: dict[str, Any] = {"backbone": name, "setup": setup.name}
     methods: dict[str, tuple[Method, Job]] = {}
-    for method in _METHODS:
+    for method in ("dense", *_GROWING):
         job = Job(
             budget=BUDGET,
             seed=0,
             epochs=chunks,
-            steps_per_epoch=_CHUNK,
+            steps_per_epoch=size,
             granularity=setup.granularity,
             example=inputs[:1],
             recipe=Recipe(learning_rate=0.01),
@@ -85,16 +119,28 @@ def _run(name: str, settings: Settings) -> dict[str, Any]:
         start = time.perf_counter()
         methods[method] = registry.method(method)(job), job
         found[method] = {"preparation": time.perf_counter() - start, "seconds": []}
-    with bar(f"whole runs of {name}", chunks) as progress:
+    batches_of = {method: _batches(setup, run, job, inputs, targets) for method, (run, job) in methods.items()}
+    with bar(f"whole runs of {name}, {setup.name}", chunks) as progress:
         for _ in range(chunks):
-            for method, (run, job) in methods.items():
+            for method, (run, _) in methods.items():
                 start = time.perf_counter()
-                run.train_epoch(job.clock.each([(inputs, targets)] * _CHUNK))
+                run.train_epoch(next(batches_of[method]))
                 found[method]["seconds"].append(time.perf_counter() - start)
             progress.update()
     for method, (_, job) in methods.items():
         found[method]["train_macs"] = job.meter.total
     return found
+
+
+def _batches(setup: Setup, run: Method, job: Job, inputs: Tensor, targets: Tensor) -> Iterator[Iterator[Batch]]:
+    """Chunk after chunk of the same batch or, where the set-up says so, of what the network has room for."""
+    size, steps = len(targets), job.steps_per_epoch
+    adaptive = AdaptiveBatch(job.build(), job.example, size)
+    while True:
+        chunk = iter([(inputs, targets)] * steps)
+        if setup.adaptive:
+            chunk = regrouped(chunk, steps * size, lambda: adaptive.size(run.in_training()))
+        yield job.clock.pace(chunk, steps, steps * size, size)
 
 
 def _seconds(run: dict[str, Any]) -> float:

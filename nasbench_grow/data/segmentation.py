@@ -13,6 +13,7 @@ from nasbench_grow.contract import Recipe, Split, Task
 from nasbench_grow.data.evaluating import evaluating
 from nasbench_grow.data.splits import balanced_subset
 from nasbench_grow.errors import UserError
+from nasbench_grow.parallel import mean_over_processes
 
 VOID = 255
 """The class of pixels that count for nothing, in every target."""
@@ -46,7 +47,7 @@ class Segmentation(Task):
         """Cross entropy, mean over the pixels that have a class, 0 where none has; ``output`` are logits
         (batch, classes, height, width)."""
         total = F.cross_entropy(output, target, ignore_index=VOID, reduction="sum")
-        return total / (target != VOID).sum().clamp(min=1)
+        return total / mean_over_processes((target != VOID).sum()).clamp(min=1e-6)
 
     def evaluate(self, network: nn.Module, split: Split, batch_size: int = 16) -> float:
         """Mean, over the classes that occur in the targets, of intersection over union of the predicted and the true

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import gc
 import hashlib
 import os
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from nasbench_grow import parallel
+from nasbench_grow.harness import heap
 
 _PACKAGES = ("torch", "timm", "fvcore", "torch-pruning", "numpy")
 
@@ -77,7 +77,7 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
-        _return_free_memory()
+        heap.give_back()  # so that an earlier cell's does not count as this one's
         with suppress(OSError):  # where it fails, the peak since the process began is the best there is
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: resets VmHWM
 
@@ -178,9 +178,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _return_free_memory() -> None:
-    """Give freed memory back to the system, so that an earlier cell does not count as this one's (glibc only)."""
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)

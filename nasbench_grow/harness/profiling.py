@@ -98,7 +98,7 @@ def profile_steps(cell: Cell, store: Store, steps: int) -> StepProfile:
         macs,
         matrix_rate(device, torch.bfloat16 if run.setup.precision == "bf16" else torch.float32),
         copy_bandwidth(device),
-        _operators(profiler, steps, device),
+        slowest_operators(profiler, steps, device)[:_OPERATORS],
         _keep_trace(profiler, store, run.key),
     )
 
@@ -124,6 +124,11 @@ def describe(found: StepProfile) -> str:
     )
 
 
+def quieten() -> None:
+    """Keeps the profiler's own notes from standing among ours."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+
 class _Ranges:
     """Ranges of the trace that follow one another: at each moment at most one of them is open."""
 
@@ -142,7 +147,7 @@ class _Ranges:
 def _train(run: Run, steps: int) -> tuple[profile, float]:
     """Warms up and trains on, over as many epochs as it takes; gives the trace, and the MACs of the mean step."""
     assert run.method is not None
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own notes would stand among ours
+    quieten()
     device = run.job.example.device
     ranges = _Ranges(device)
     macs: list[int] = []
@@ -232,14 +237,15 @@ def _times(profiler: profile, steps: int) -> tuple[float, dict[str, float]]:
     return whole * scale, {part: totals[part] * scale for part in (*PARTS, "other")}
 
 
-def _operators(profiler: profile, steps: int, device: torch.device) -> list[Operator]:
+def slowest_operators(profiler: profile, steps: int, device: torch.device) -> list[Operator]:
+    """What each operator took in the mean of so many profiled steps, on the device; the longest first."""
     own_time = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     found = [
         Operator(each.key, getattr(each, own_time) * 1e-6 / steps, each.count / steps)
         for each in profiler.key_averages()
         if each.device_type.name == "CPU" and not each.is_user_annotation
     ]
-    return sorted(found, key=lambda operator: operator.seconds, reverse=True)[:_OPERATORS]
+    return sorted(found, key=lambda operator: operator.seconds, reverse=True)
 
 
 def _keep_trace(profiler: profile, store: Store, key: str) -> Path:

@@ -281,17 +281,14 @@ class Run:
     def batches(self, epoch: int) -> Iterator[Batch]:
         """An epoch's batches, of which this process takes its part; the clock moves on with each."""
         batch_size = self.job.recipe.batch_size
-        samples, seen = self._samples_per_epoch(), 0
-        self.job.clock.move_to((epoch - 1) * self.job.steps_per_epoch)
+        samples, steps = self._samples_per_epoch(), self.job.steps_per_epoch
+        self.job.clock.move_to((epoch - 1) * steps)
         batches = self.splits.train.epoch(epoch, batch_size, self.cell.seed)
         if self.setup.adaptive:
             assert self.method is not None
             in_training = self.method.in_training
             batches = regrouped(batches, samples, lambda: self.adaptive.size(in_training()))
-        for inputs, targets in batches:
-            before, seen = seen, seen + len(inputs)
-            steps = self.job.steps_per_epoch * seen // samples - self.job.steps_per_epoch * before // samples
-            self.job.clock.draw(steps, len(inputs) / min(batch_size, samples))
+        for inputs, targets in self.job.clock.pace(batches, steps, samples, min(batch_size, samples)):
             yield self.setup.place(self._part(inputs)), self._part(targets)
 
     def _samples_per_epoch(self) -> int:

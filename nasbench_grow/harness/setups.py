@@ -11,6 +11,8 @@ from typing import Literal, TypeVar, cast
 import torch
 from torch import Tensor, distributed, nn
 
+from nasbench_grow.harness import heap
+
 Precision = Literal["fp32", "tf32", "bf16"]
 _Place = TypeVar("_Place", Tensor, nn.Module)
 
@@ -66,7 +68,9 @@ class Setup:
         """Makes PyTorch compute as the set-up says, in this process, from now on."""
         if self.compiled:
             torch.compiler.reset()  # it gives up after a few shapes, and an earlier cell's count
-        if self.device == "cuda":
+        if self.device == "cpu":
+            heap.keep_freed()
+        else:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
             torch.backends.cudnn.benchmark = True  # the fastest kernel of a layer's shape, found once for each shape
 

@@ -10,6 +10,7 @@ from nasbench_grow import results
 from nasbench_grow.errors import UserError
 from nasbench_grow.report import documents, tables
 from nasbench_grow.report.figures import draw
+from nasbench_grow.report.missing import missing
 from nasbench_grow.report.output import figures_shown, rendered, write_file
 from nasbench_grow.report.protocol import blocks
 from nasbench_grow.report.style import RC
@@ -46,7 +47,7 @@ def write(folder: str | Path = "results") -> list[Path]:
                 shown[block.name].append((f"{stem}.png", drawing.caption))
                 for kind, content in rendered(drawing.figure).items():
                     files[folder / f"{stem}.{kind}"] = content
-    page = documents.page(folder.resolve().name, found, every_table, shown)
+    page = documents.page(folder.resolve().name, found, every_table, shown, missing(cells))
     files = {folder / "README.md": page.encode()} | files
     outdated = figures_shown(folder / "README.md") - files.keys()
     for path, content in files.items():

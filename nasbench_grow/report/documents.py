@@ -69,7 +69,13 @@ def latex(table: Table) -> str:
     return "\n".join(environments) or f"% {table.title}: no cells for this table.\n"
 
 
-def page(folder: str, blocks: list[Block], tables: list[Table], figures: Mapping[str, list[tuple[str, str]]]) -> str:
+def page(
+    folder: str,
+    blocks: list[Block],
+    tables: list[Table],
+    figures: Mapping[str, list[tuple[str, str]]],
+    missing: pd.DataFrame,
+) -> str:
     """The page that a stranger opens first: every table and figure with its caption.
 
     Args:
@@ -77,6 +83,7 @@ def page(folder: str, blocks: list[Block], tables: list[Table], figures: Mapping
         blocks: the protocols found.
         tables: the tables; the first stands before the figures, the others after them.
         figures: for each block's name, the figures' paths relative to the folder, with captions.
+        missing: what was planned and is not there, as :func:`nasbench_grow.report.missing.missing` gives it.
     """
     cells = pd.concat([block.cells for block in blocks])
     counts = cells["status"].value_counts()
@@ -98,7 +105,7 @@ def page(folder: str, blocks: list[Block], tables: list[Table], figures: Mapping
         ]
         of_figures = [f"![{Path(path).stem}]({path})\n\n*{caption}*" for path, caption in figures[block.name]]
         sections += [*of_tables[0], *of_figures, *chain.from_iterable(of_tables[1:])]
-    sections += [*_unfinished(cells), _HOW_TO_READ.format(folder=folder)]
+    sections += [*_unfinished(cells), *_planned(missing), _HOW_TO_READ.format(folder=folder)]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -121,6 +128,14 @@ def _unfinished(cells: pd.DataFrame) -> list[str]:
         return []
     columns = ["method", "task", "backbone", "setup", "budget", "seed", "status", "error"]
     return ["## Cells without a result", bad[columns].fillna("").to_markdown(index=False)]
+
+
+def _planned(missing: pd.DataFrame) -> list[str]:
+    """The section that lists what the profiles still lack; empty where they lack nothing."""
+    if missing.empty:
+        return []
+    lead = "Of the profiles that these cells belong to, these are still to be run; `nasbench-grow reproduce` goes on."
+    return ["## Still missing", lead, missing.to_markdown(index=False)]
 
 
 def _escape(text: str) -> str:

@@ -1,0 +1,28 @@
+"""What a results folder does not hold yet of the profiles that were run into it."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from nasbench_grow.harness.profiles import PROFILES
+from nasbench_grow.harness.reproduce import cells_of
+
+COLUMNS = ["profile", "task", "backbone", "setup", "epochs", "budget", "method", "seeds"]
+
+
+def missing(frame: pd.DataFrame) -> pd.DataFrame:
+    """The cells without a good record, a row for each method and budget with the seeds that it lacks.
+
+    Args:
+        frame: cells as :func:`nasbench_grow.results.load` gives them. Their profiles and set-ups say what was planned;
+            cells of no profile, or of one that is not known here, plan nothing.
+    """
+    finished = set(frame.loc[frame["status"] == "ok", "run_key"])
+    begun = {(str(row["profile"]), str(row["setup"])) for _, row in frame.iterrows() if row["profile"] in PROFILES}
+    seeds: dict[tuple[object, ...], list[int]] = {}
+    for profile, setup in sorted(begun):
+        for cell in cells_of(PROFILES[profile], setup=setup):
+            if cell.run_key() not in finished:
+                row = profile, cell.task, cell.backbone, cell.setup, cell.epochs, cell.budget, cell.method
+                seeds.setdefault(row, []).append(cell.seed)
+    return pd.DataFrame([(*row, ", ".join(map(str, found))) for row, found in seeds.items()], columns=COLUMNS)
