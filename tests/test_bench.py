@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from nasbench_grow.bench import __main__ as bench
 from nasbench_grow.bench import (
     compiling,
     floor,
+    heap,
     memory,
     networks,
     plain,
@@ -336,6 +337,25 @@ def test_bytes_of_a_step_are_those_kept_for_backward_and_those_of_the_weights() 
     inputs, targets = torch.randn(2, 3, 2, 2), torch.tensor([0, 1])
     kept = memory.step_bytes(network, inputs, targets)["activations"]
     assert floor._bytes(network, (inputs, targets)) == 2 * (kept + 3 * 3 * 4 * 4)
+
+
+# --- freed memory ---
+
+
+def test_steps_that_keep_their_memory_are_compared_with_steps_that_return_it(folder: Path) -> None:
+    def run(seconds: float, faults: int) -> dict[str, Any]:
+        return {"seconds": seconds, "page_faults": faults, "peak_bytes": 2**30}
+
+    runs = {"returned": [run(2.0, 3000), run(4.0, 1000)], "kept": [run(1.0, 10), run(2.0, 30)]}
+    found = {**read(folder, "restructure"), "networks": [{"backbone": "b", **runs}]}
+    row = cells_of(heap.tables(found))[2]
+    assert row == ["b", "3000", "1500", "0.50 (0.50\N{EN DASH}0.50)", "2,000", "20", "1,024", "1,024"]
+
+
+def test_a_child_reports_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    heap.child("tiny_network", "returned", json.dumps(asdict(TINY)))
+    found = json.loads(capsys.readouterr().out)
+    assert found["seconds"] > 0 and found["peak_bytes"] > 2**20 and found["page_faults"] >= 0
 
 
 # --- set-ups ---

@@ -9,7 +9,18 @@ from pathlib import Path
 from types import ModuleType
 
 from nasbench_grow import registry
-from nasbench_grow.bench import compiling, floor, memory, plain, record, restructure, startup, step_time, whole_run
+from nasbench_grow.bench import (
+    compiling,
+    floor,
+    heap,
+    memory,
+    plain,
+    record,
+    restructure,
+    startup,
+    step_time,
+    whole_run,
+)
 from nasbench_grow.bench.settings import FULL, QUICK, Settings
 from nasbench_grow.errors import UserError, unknown
 from nasbench_grow.harness.cell import DEFAULT_SETUP
@@ -17,7 +28,7 @@ from nasbench_grow.harness.setups import SETUPS
 
 PARTS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (step_time, plain, whole_run, floor, restructure, compiling, memory, startup)
+    for module in (step_time, plain, whole_run, floor, restructure, compiling, heap, memory, startup)
 }
 """Each part has a SUMMARY, ``measure(settings)`` and ``tables(record)``; CPU_ONLY where a GPU has no share in it."""
 
