@@ -59,7 +59,7 @@ class Recipe:
         plain = [p for p in network.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         groups = [group for group in groups if group["params"]]
-        fused = True if all(p.is_cuda for p in decayed + plain) else None  # one kernel for all parameters
+        fused = all(p.device.type in ("cpu", "cuda") for p in decayed + plain)  # one kernel for all parameters
         return torch.optim.SGD(
             groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.momentum > 0, fused=fused
         )

@@ -127,7 +127,8 @@ def carry_optimizer(
     """Gives the optimizer of a new sub-network the state of the old one's.
 
     State of the parameter's own shape (momentum) is carried entry by entry: surviving entries keep theirs bit by bit,
-    newborn ones start at zero, also where a structure left earlier and returns. Other state (step counts) is copied.
+    newborn ones start at zero, also where a structure left earlier and returns. Other state (step counts) is copied. A
+    parameter that was not there at all starts at zero too or, where an optimizer keeps other state, without any.
 
     Args:
         space: the configuration space of both.
@@ -136,10 +137,17 @@ def carry_optimizer(
     old_present, old_network, old_optimizer = before
     new_present, new_network, new_optimizer = after
     old = dict(old_network.named_parameters())
+    kept = {key for state in old_optimizer.state.values() for key in state}
+    all_shaped = all(
+        isinstance(value, Tensor) and value.shape == parameter.shape
+        for parameter, state in old_optimizer.state.items()
+        for value in state.values()
+    )
     for name, parameter in new_network.named_parameters():
-        if name not in old:
-            continue
-        for key, value in old_optimizer.state.get(old[name], {}).items():
+        state = old_optimizer.state.get(old[name], {}) if name in old else {}
+        if not state and all_shaped:  # a fused optimizer does not take some parameters with momentum and some without
+            new_optimizer.state[parameter].update({key: torch.zeros_like(parameter) for key in kept})
+        for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == old[name].shape:
                 whole = value.new_zeros(space.shapes[name])
                 _paste(space, old_present, name, whole, value)

@@ -20,8 +20,10 @@ class Settings:
     """About how long the timed rounds of one comparison take."""
     min_rounds: int = 4
     """Rounds of a comparison, however long they take."""
-    run_steps: int = 160
-    """Optimizer steps of a whole run."""
+    run_seconds: float = 120.0
+    """About how long a whole dense run takes, of which the growing runs have the steps."""
+    min_run_steps: int = 80
+    """Optimizer steps of a whole run, however long they take."""
     restructurings: int = 12
     repeats: int = 3
     """Fresh processes started for each start-up time."""
@@ -34,16 +36,16 @@ class Settings:
         return SETUPS[self.setup_name]
 
     def on(self, setup_name: str) -> Settings:
-        """The same on another set-up. On a GPU there is a wider network too, and a run takes more steps: each of its
-        shapes costs cuDNN a search for kernels, once."""
+        """The same on another set-up. On a GPU there is a wider network too, and runs are shorter."""
         if SETUPS[setup_name].device == "cpu":
             return replace(self, setup_name=setup_name)
-        return replace(
-            self, setup_name=setup_name, backbones=(*self.backbones, "cifar_wrn28_10"), run_steps=20 * self.run_steps
-        )
+        backbones = (*self.backbones, "cifar_wrn28_10")
+        return replace(self, setup_name=setup_name, backbones=backbones, run_seconds=self.run_seconds / 4)
 
 
 FULL = Settings()
-QUICK = Settings(batch_size=8, seconds=0.0, min_rounds=2, run_steps=16, restructurings=3, repeats=1, cells=50)
+QUICK = Settings(
+    batch_size=8, seconds=0.0, min_rounds=2, run_seconds=0.0, min_run_steps=16, restructurings=3, repeats=1, cells=50
+)
 EPOCH_STEPS = 390
 """Optimizer steps of an epoch of CIFAR-10 (50,000 images in batches of 128)."""

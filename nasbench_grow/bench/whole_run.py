@@ -16,6 +16,7 @@ from nasbench_grow.bench.networks import CHANNELS, CLASSES, batch
 from nasbench_grow.bench.record import Record, bar, origin, table, verdict
 from nasbench_grow.bench.settings import Settings
 from nasbench_grow.bench.step_time import CPU_SETUPS
+from nasbench_grow.bench.steps import seconds, training_step
 from nasbench_grow.contract import Batch, Job, Method, Recipe
 from nasbench_grow.cost import TrainingMeter
 from nasbench_grow.harness.adaptive import AdaptiveBatch, regrouped
@@ -57,6 +58,7 @@ def tables(record: Record) -> str:
                 run["backbone"],
                 setup.name,
                 name,
+                run["steps"],
                 f"{_seconds(dense):.0f}",
                 f"{_seconds(grow):.0f}",
                 f"{grow['preparation']:.1f}",
@@ -67,26 +69,15 @@ def tables(record: Record) -> str:
                 verdict(time_ratio / macs_ratio, limit(setup)),
             ]
         )
-    header = [
-        "backbone",
-        "set-up",
-        "method",
-        "dense, s",
-        "growing, s",
-        "preparation, s",
-        "time",
-        "training MACs",
-        "quotient",
-    ]
+    header = ["backbone", "set-up", "method", "steps", "dense, s", "growing, s", "preparation, s", "time"]
     notes = (
-        f"Whole runs of {record['settings']['run_steps']} steps on a synthetic batch of "
-        f"{record['settings']['batch_size']} images, growing to budget {BUDGET}, the runs taking turns every few "
-        "steps. *Time* and *training MACs* are those of the growing run relative to the dense one's, *quotient* is the "
-        "one over the other. Its time is everything: preparation (discovery and what it measures), restructurings, "
-        "gates. "
-        "However long a run is, it is restructured as often, so in a longer one this weighs less."
+        f"Whole runs on a synthetic batch of {record['settings']['batch_size']} images, growing to budget {BUDGET}, "
+        "the runs taking turns every few steps. *Time* and *training MACs* are those of the growing run relative to "
+        "the dense one's, *quotient* is the one over the other. Its time is everything: preparation (discovery and "
+        "what it measures), restructurings, gates. However long a run is, it is restructured as often, so in a longer "
+        "one this weighs less."
     )
-    return "\n\n".join([table([*header, "target", "result"], rows), notes, origin(record)])
+    return "\n\n".join([table([*header, "training MACs", "quotient", "target", "result"], rows), notes, origin(record)])
 
 
 def _setups(backbone: str, setup: Setup) -> list[Setup]:
@@ -100,8 +91,9 @@ def _run(name: str, setup: Setup, settings: Settings) -> dict[str, Any]:
     """The runs of one backbone on one set-up."""
     inputs, targets = batch(settings, setup)
     size = _CHUNK[setup.device]
-    chunks = settings.run_steps // size
-    found: dict[str, Any] = {"backbone": name, "setup": setup.name}
+    steps = max(settings.min_run_steps, round(settings.run_seconds / _dense_seconds(name, setup, inputs, targets)))
+    chunks = steps // size
+    found: dict[str, Any] = {"backbone": name, "setup": setup.name, "steps": chunks * size}
     methods: dict[str, tuple[Method, Job]] = {}
     for method in ("dense", *_GROWING):
         job = Job(
@@ -130,6 +122,12 @@ def _run(name: str, setup: Setup, settings: Settings) -> dict[str, Any]:
     for method, (_, job) in methods.items():
         found[method]["train_macs"] = job.meter.total
     return found
+
+
+def _dense_seconds(name: str, setup: Setup, inputs: Tensor, targets: Tensor) -> float:
+    """About how long a step of the dense network takes."""
+    step = training_step(setup.place(create(name, CLASSES, CHANNELS)), inputs, targets)
+    return min(seconds(step) for _ in range(3))
 
 
 def _batches(setup: Setup, run: Method, job: Job, inputs: Tensor, targets: Tensor) -> Iterator[Iterator[Batch]]:

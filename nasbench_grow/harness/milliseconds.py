@@ -21,6 +21,7 @@ def share_of_cell(budget_ms: float, *, method: str, task: str, backbone: str, se
             "MACs; give a share, or the method 'grow[cost=time]'"
         )
     chosen, data = registry.usable_setup(setup), registry.task(task)()
+    chosen.activate()  # the layers are timed as the run will compute them
     network = chosen.place(registry.build_backbone(backbone, data))
     example = chosen.place(data.example())
     timing = Timing(data.recipe.batch_size, chosen.precision, chosen.autocast)
