@@ -151,7 +151,7 @@ def carry_optimizer(
             if isinstance(value, Tensor) and value.shape == old[name].shape:
                 whole = value.new_zeros(space.shapes[name])
                 _paste(space, old_present, name, whole, value)
-                value = _cut(space, new_present, name, whole)
+                value = torch.empty_like(parameter).copy_(_cut(space, new_present, name, whole))  # laid out like it
             elif isinstance(value, Tensor):
                 value = value.clone()
             new_optimizer.state[parameter][key] = value
@@ -179,13 +179,16 @@ def carry_state(space: Space, before: tuple[Tensor, nn.Module], after: tuple[Ten
 
 
 def _cut(space: Space, present: Tensor, name: str, tensor: Tensor) -> Tensor:
-    """A copy of what ``present`` keeps of a full tensor."""
+    """A copy of what ``present`` keeps of a full tensor, in its memory layout."""
     small = tensor
     for dim in range(tensor.ndim):
         kept = space.kept(present, (name, dim))
         if kept is not None:
             small = small.index_select(dim, kept.to(tensor.device))
-    return small.clone(memory_format=torch.preserve_format) if small is tensor else small
+    if small is tensor:
+        return small.clone(memory_format=torch.preserve_format)
+    channels_last = tensor.ndim == 4 and not tensor.is_contiguous()
+    return small.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def _paste(space: Space, present: Tensor, name: str, tensor: Tensor, small: Tensor) -> None:

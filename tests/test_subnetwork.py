@@ -88,6 +88,36 @@ def test_the_optimizer_follows_every_restructuring(family: str, kind: str) -> No
     for_every_sequence()
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_channels_last_in_memory_stays_so_for_weights_and_momentum(fused: bool) -> None:
+    configuration = space("cifar_resnet")
+
+    def trained(layout: torch.memory_format) -> tuple[nn.Module, torch.optim.Optimizer]:
+        bank = bank_of("cifar_resnet").to(memory_format=layout)
+        present = structure(configuration, 0, 0.3)
+        small = extract(configuration, bank, present)
+        optimizer = torch.optim.SGD(small.parameters(), lr=0.01, momentum=0.9, fused=fused)
+        for seed, share in ((1, 0.6), (2, 0.5)):
+            train(small, optimizer, seed)
+            absorb(configuration, bank, present, small)
+            after = structure(configuration, seed, share)
+            grown = extract(configuration, bank, after)
+            follower = torch.optim.SGD(grown.parameters(), lr=0.01, momentum=0.9, fused=fused)
+            carry_optimizer(configuration, (present, small, optimizer), (after, grown, follower))
+            present, small, optimizer = after, grown, follower
+        train(small, optimizer, 3)
+        return small, optimizer
+
+    plain, _ = trained(torch.contiguous_format)
+    small, optimizer = trained(torch.channels_last)
+    for parameter, same in zip(small.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(parameter, same, rtol=1e-3, atol=1e-4)
+        if parameter.ndim == 4:
+            momentum = optimizer.state[parameter]["momentum_buffer"]
+            assert parameter.is_contiguous(memory_format=torch.channels_last)
+            assert momentum.is_contiguous(memory_format=torch.channels_last)
+
+
 State = tuple[Tensor, nn.Module, torch.optim.Optimizer]
 
 

@@ -120,6 +120,11 @@ def place(record: Record) -> str:
     return record["part"] if setup == DEFAULT_SETUP else f"{setup}/{record['part']}"
 
 
+def begins(part: str) -> str:
+    """The marker that opens the place of a part on the page."""
+    return f"<!-- bench:{part} -->"
+
+
 def embed(document: str, part: str, tables: str) -> str:
     """``document`` with what stands between the markers of ``part`` replaced by ``tables``.
 
@@ -128,7 +133,7 @@ def embed(document: str, part: str, tables: str) -> str:
     Raises:
         UserError: the document has no such markers.
     """
-    begin, end = f"<!-- bench:{part} -->", f"<!-- /bench:{part} -->"
+    begin, end = begins(part), f"<!-- /bench:{part} -->"
     head, found, rest = document.partition(begin)
     _, closed, tail = rest.partition(end)
     if not (found and closed):

@@ -20,7 +20,7 @@ class Settings:
     """About how long the timed rounds of one comparison take."""
     min_rounds: int = 4
     """Rounds of a comparison, however long they take."""
-    run_seconds: float = 120.0
+    run_seconds: float = 90.0
     """About how long a whole dense run takes, of which the growing runs have the steps."""
     min_run_steps: int = 80
     """Optimizer steps of a whole run, however long they take."""
@@ -40,7 +40,7 @@ class Settings:
         if SETUPS[setup_name].device == "cpu":
             return replace(self, setup_name=setup_name)
         backbones = (*self.backbones, "cifar_wrn28_10")
-        return replace(self, setup_name=setup_name, backbones=backbones, run_seconds=self.run_seconds / 4)
+        return replace(self, setup_name=setup_name, backbones=backbones, run_seconds=self.run_seconds / 3)
 
 
 FULL = Settings()

@@ -133,11 +133,15 @@ def _dense_seconds(name: str, setup: Setup, inputs: Tensor, targets: Tensor) -> 
 def _batches(setup: Setup, run: Method, job: Job, inputs: Tensor, targets: Tensor) -> Iterator[Iterator[Batch]]:
     """Chunk after chunk of the same batch or, where the set-up says so, of what the network has room for."""
     size, steps = len(targets), job.steps_per_epoch
-    adaptive = AdaptiveBatch(job.build(), job.example, size)
+    adaptive = AdaptiveBatch(job.build(), job.example, size) if setup.adaptive else None
+
+    def room() -> int:
+        return size if adaptive is None else adaptive.size(run.in_training())
+
     while True:
         chunk = iter([(inputs, targets)] * steps)
-        if setup.adaptive:
-            chunk = regrouped(chunk, steps * size, lambda: adaptive.size(run.in_training()))
+        if adaptive is not None:
+            chunk = regrouped(chunk, steps * size, room)
         yield job.clock.pace(chunk, steps, steps * size, size)
 
 
