@@ -22,6 +22,7 @@ from nasbench_grow.contract import Batch
 from nasbench_grow.harness.adaptive import LARGEST, AdaptiveBatch, regrouped
 from nasbench_grow.harness.measure import activation_bytes
 from nasbench_grow.harness.runner import run_cell
+from nasbench_grow.harness.setups import SETUPS
 from nasbench_grow.harness.store import Store
 
 
@@ -120,6 +121,18 @@ def test_the_learning_rate_follows_the_batch_and_the_schedule_ends_with_the_run(
         done += size
     assert done == 2 * 640
     assert adaptive["train_macs"] == fixed["train_macs"], "the same samples are trained on"
+
+
+def test_in_another_precision_too_the_dense_network_has_the_batch_of_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = replace(SETUPS["cpu-adaptive"], name="bf16-adaptive", precision="bf16")
+    monkeypatch.setitem(SETUPS, setup.name, setup)
+    monkeypatch.setattr(registry, "methods", lambda: {"watched": Watched, "dense": Dense})
+    monkeypatch.setattr(Watched, "seen", [])
+    cell = small_cell(method="watched", budget=1.0, train_samples=640, backbone="cifar_resnet20", setup=setup.name)
+    assert run_cell(cell, Store(tmp_path))["status"] == "ok"
+    assert {size for size, _ in Watched.seen} == {32}
 
 
 def test_a_growing_run_gets_larger_batches_while_it_is_small_and_resumes_identically(tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ import gzip
 import struct
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nasbench_grow.data import cache, npm
 from nasbench_grow.data.idx import read_idx
@@ -141,6 +143,29 @@ def test_an_epoch_has_whole_batches_only_unless_there_is_but_one(count: int, bat
     assert split.steps_per_epoch(batch_size) == len(sizes)
     drawn = torch.cat([labels for _, labels in batches]).tolist()
     assert len(set(drawn)) == len(drawn)
+
+
+def test_no_batch_but_the_first_brings_numbers_from_python_for_which_a_gpu_would_stop() -> None:
+    class Made(TorchDispatchMode):
+        """Notes the operators that run."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: list[str] = []
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.names.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    images = torch.zeros(6, 3, 4, 4, dtype=torch.uint8)
+    normalisation = Normalisation((0.25, 0.5, 0.625), (0.5, 0.5, 0.125))
+    split = ImageTrainSplit(images, torch.zeros(6, dtype=torch.uint8), normalisation, Augmentation(1, flip=True))
+    batches = split.epoch(0, 2, seed=0)
+    next(batches)
+    with Made() as made:
+        next(batches)
+    assert "aten.gather.default" in made.names
+    assert "aten.lift_fresh.default" not in made.names
 
 
 def test_labels_stay_with_their_images() -> None:

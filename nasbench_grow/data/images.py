@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -11,6 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nasbench_grow.contract import Batch
+
+
+@cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A value for each channel, to be combined with images; kept, as a GPU would have to stop for every new one."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -22,8 +29,7 @@ class Normalisation:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Normalise uint8 ``images`` of shape (batch, channels, height, width) to float32."""
-        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        mean, std = (_per_channel(tuple(values), images.device) for values in (self.mean, self.std))
         return images.to(torch.float32).sub_(255 * mean).div_(255 * std)
 
 

@@ -167,7 +167,8 @@ class Run:
         )
         self.dense_train_macs = 3 * self.dense_macs * self._samples_per_epoch() * self.cell.epochs
         if self.setup.adaptive:
-            self.adaptive = AdaptiveBatch(self._build(), example, batch_size)
+            with self.setup.autocast():  # whatever is measured against it will be measured in that precision
+                self.adaptive = AdaptiveBatch(self._build(), example, batch_size)
         self.memory = measure.PeakMemory(example.device)
         _seed(self.cell.seed)
         self.method = registry.method(self.cell.method)(self.job)
