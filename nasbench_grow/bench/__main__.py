@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the parts that were asked for and prints their tables; returns the exit code."""
     arguments = _parser().parse_args(argv)
     try:
-        registry.usable_setup(arguments.setup)
+        _check_setup(arguments.setup)
         names = _parts(arguments.names, arguments.setup)
         if arguments.quick:
             run(names, QUICK.on(arguments.setup))
@@ -65,6 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nbench: interrupted; the parts that were finished are kept, name the others to go on", file=sys.stderr)
         return 130
     return 0
+
+
+def _check_setup(name: str) -> None:
+    """Raises a UserError for a set-up that is unknown, cannot run here, or is a form of another one."""
+    setup = registry.usable_setup(name)
+    if setup.adaptive or setup.compiled or setup.parallel:
+        raise UserError(
+            f"setup {name!r} is a form of another, whose steps are measured; use setup {name.rpartition('-')[0]!r}"
+        )
 
 
 def _parts(names: Sequence[str], setup: str) -> list[str]:

@@ -84,7 +84,7 @@ def _setups(backbone: str, setup: Setup) -> list[Setup]:
     """Those that a backbone is run on: on a CPU in both memory layouts, on a GPU so that it can fill it."""
     if setup.device == "cpu":
         return [SETUPS[name] for name in CPU_SETUPS]
-    return [SETUPS[setup.name + ADAPTIVE] if backbone == _TOO_SMALL and not setup.adaptive else setup]
+    return [SETUPS[setup.name + ADAPTIVE] if backbone == _TOO_SMALL else setup]
 
 
 def _run(name: str, setup: Setup, settings: Settings) -> dict[str, Any]:
