@@ -30,6 +30,7 @@ from nasbench_grow.data.cache import data_folder
 from nasbench_grow.errors import UserError
 from nasbench_grow.files import write_whole
 from nasbench_grow.space import Axis, Space
+from nasbench_grow.subnetwork import is_channels_last
 
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
 """Of a layer's outputs and inputs: the widths at which it is timed, and at one filter."""
@@ -316,9 +317,7 @@ def _interpolated(entry: Entry) -> Callable[[float, float], float]:
 
 def _channels_last(model: nn.Module) -> bool:
     """Whether the weights lie in memory with channels last."""
-    layout = torch.channels_last
-    images = [weight for weight in model.parameters() if weight.ndim == 4]
-    return any(weight.is_contiguous(memory_format=layout) and not weight.is_contiguous() for weight in images)
+    return any(map(is_channels_last, model.parameters()))
 
 
 def _run_on(model: nn.Module, device: torch.device, timing: Timing) -> str:

@@ -8,6 +8,7 @@ sub-network to the next. Between these calls nothing touches an absent structure
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -138,23 +139,29 @@ def carry_optimizer(
     new_present, new_network, new_optimizer = after
     old = dict(old_network.named_parameters())
     kept = {key for state in old_optimizer.state.values() for key in state}
-    all_shaped = all(
-        isinstance(value, Tensor) and value.shape == parameter.shape
-        for parameter, state in old_optimizer.state.items()
-        for value in state.values()
+    all_entrywise = all(
+        _is_entrywise(value, parameter) for parameter, state in old_optimizer.state.items() for value in state.values()
     )
     for name, parameter in new_network.named_parameters():
         state = old_optimizer.state.get(old[name], {}) if name in old else {}
-        if not state and all_shaped:  # a fused optimizer does not take some parameters with momentum and some without
+        if (
+            not state and all_entrywise
+        ):  # a fused optimizer does not take some parameters with momentum and some without
             new_optimizer.state[parameter].update({key: torch.zeros_like(parameter) for key in kept})
         for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == old[name].shape:
+            if _is_entrywise(value, old[name]):
                 whole = value.new_zeros(space.shapes[name])
                 _paste(space, old_present, name, whole, value)
-                value = torch.empty_like(parameter).copy_(_cut(space, new_present, name, whole))  # laid out like it
+                laid_out_alike = torch.empty_like(parameter, dtype=value.dtype)  # as fused optimizers need it
+                value = laid_out_alike.copy_(_cut(space, new_present, name, whole))
             elif isinstance(value, Tensor):
                 value = value.clone()
             new_optimizer.state[parameter][key] = value
+
+
+def _is_entrywise(value: Any, parameter: Tensor) -> bool:
+    """Whether a piece of an optimizer's state has an entry for every entry of its parameter."""
+    return isinstance(value, Tensor) and value.shape == parameter.shape
 
 
 def carry_state(space: Space, before: tuple[Tensor, nn.Module], after: tuple[Tensor, nn.Module]) -> None:
@@ -187,8 +194,12 @@ def _cut(space: Space, present: Tensor, name: str, tensor: Tensor) -> Tensor:
             small = small.index_select(dim, kept.to(tensor.device))
     if small is tensor:
         return small.clone(memory_format=torch.preserve_format)
-    channels_last = tensor.ndim == 4 and not tensor.is_contiguous()
-    return small.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return small.contiguous(memory_format=torch.channels_last if is_channels_last(tensor) else torch.contiguous_format)
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether a tensor lies in memory with channels last and could not as well be said to lie in the default layout."""
+    return tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
 def _paste(space: Space, present: Tensor, name: str, tensor: Tensor, small: Tensor) -> None:

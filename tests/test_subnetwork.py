@@ -124,13 +124,15 @@ State = tuple[Tensor, nn.Module, torch.optim.Optimizer]
 def assert_follows(space: Space, before: State, after: State) -> None:
     """Every live parameter is optimized; survivors keep weights and state bit by bit; the newborn start at zero."""
     old = dict(before[1].named_parameters())
+    had = {key for state in before[2].state.values() for key in state}
     optimized = {id(parameter) for group in after[2].param_groups for parameter in group["params"]}
     assert optimized == {id(parameter) for parameter in after[1].parameters()}
     for name, parameter in after[1].named_parameters():
         new_weights = spread(space, after[0], name, parameter.detach())
         states = state_of(after[2], parameter)
         if name not in old:
-            assert all((value == 0).all() for value in after[2].state.get(parameter, {}).values())
+            assert after[2].state.get(parameter, {}).keys() == (set() if "step" in had else had)
+            assert all((value == 0).all() for value in states.values())
             continue
         old_weights = spread(space, before[0], name, old[name].detach())
         survive = ~old_weights.isnan() & ~new_weights.isnan()

@@ -127,9 +127,10 @@ def _keep(result: record.Record, tables: str, out: Path, page: Path | None) -> N
         from nasbench_grow.bench import figure
 
         figure.save(figure.draw(result), out / f"{place}.png")
-    text = page.read_text(encoding="utf-8") if page is not None and page.exists() else ""
-    if page is not None and text and (place == result["part"] or record.begins(place) in text):
-        record.write(page, record.embed(text, place, tables))
+    if page is not None and page.exists():
+        text = page.read_text(encoding="utf-8")
+        if place == result["part"] or record.begins(place) in text:
+            record.write(page, record.embed(text, place, tables))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -36,7 +36,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     """The device's rates; of each network MACs, bytes, slowest operators, seconds of a step and of drawing a batch."""
     setup = settings.setup
     inputs, targets = batch(settings, setup)
-    dtype = torch.bfloat16 if setup.precision == "bf16" else torch.float32
+    drawing = _drawing(settings, setup)
     networks = []
     for name in settings.backbones:
         model, space = backbone(name, settings)
@@ -44,7 +44,7 @@ def measure(settings: Settings) -> dict[str, Any]:
             present = structures(space, variant)
             network = sub_network(space, model, present, setup)
             step = training_step(network, inputs, targets)
-            steps = {"step": step, "data": _drawing(settings, setup)}
+            steps = {"step": step, "data": drawing}
             networks.append(
                 {
                     "backbone": name,
@@ -56,7 +56,7 @@ def measure(settings: Settings) -> dict[str, Any]:
                 }
             )
     return {
-        "matrix_rate": matrix_rate(inputs.device, dtype),
+        "matrix_rate": matrix_rate(inputs.device, setup.dtype),
         "copy_bandwidth": copy_bandwidth(inputs.device),
         "networks": networks,
     }

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
-import sys
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
+from nasbench_grow.bench.fresh import printed
 from nasbench_grow.bench.networks import DENSE, backbone, batch, structures, sub_network
 from nasbench_grow.bench.record import Record, bar, origin, ratios, spread, table
 from nasbench_grow.bench.settings import Settings
@@ -89,6 +88,4 @@ def child(name: str, way: str, sizes: str) -> None:
 
 
 def _run(name: str, way: str, settings: Settings) -> dict[str, Any]:
-    command = [sys.executable, "-c", _CHILD, name, way, json.dumps(asdict(settings))]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return dict(json.loads(done.stdout))
+    return dict(json.loads(printed(_CHILD, name, way, json.dumps(asdict(settings)))))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nasbench_grow.bench.fresh import printed
 from nasbench_grow.bench.networks import DENSE, Variant, backbone, batch, structures, sub_network
 from nasbench_grow.bench.record import Record, bar, origin, table, verdict
 from nasbench_grow.bench.settings import Settings
@@ -111,8 +110,8 @@ def _in_own_process(network: nn.Module, inputs: Tensor, targets: Tensor) -> dict
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.pt"
         torch.save((network, inputs, targets), path)
-        done = subprocess.run([sys.executable, "-c", _CHILD, str(path)], capture_output=True, text=True, check=True)
-    return {key: int(value) for key, value in json.loads(done.stdout).items()}
+        found = json.loads(printed(_CHILD, str(path)))
+    return {key: int(value) for key, value in found.items()}
 
 
 def _total(network: dict[str, Any]) -> int:

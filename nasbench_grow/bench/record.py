@@ -45,11 +45,12 @@ def origin(record: Record) -> str:
     machine = record["hardware"]
     setup = record["settings"]["setup_name"]
     on_gpu = SETUPS[setup].device == "cuda"
+    how = "" if setup == DEFAULT_SETUP else f", set-up {setup}"
     processor = f"{machine['threads']} threads on {machine['cores']} cores of {machine['cpu']}"
     return (
         f"Measured on {record['started_at'][:10]} with {machine['gpu'] if on_gpu else processor}, "
-        f"{machine['memory_gib']} GiB, PyTorch {record['versions']['torch']}, code {record['code_version']}"
-        f"{f', set-up {setup}' if on_gpu else ''}; load average at the start {record['load_average']:.1f}."
+        f"{machine['memory_gib']} GiB, PyTorch {record['versions']['torch']}, code {record['code_version']}{how}; "
+        f"load average at the start {record['load_average']:.1f}."
     )
 
 

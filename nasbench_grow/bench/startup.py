@@ -8,6 +8,7 @@ import tempfile
 import time
 from typing import Any
 
+from nasbench_grow.bench.fresh import printed
 from nasbench_grow.bench.record import Record, bar, origin, spread, table, verdict
 from nasbench_grow.bench.settings import Settings
 from nasbench_grow.errors import UserError
@@ -99,8 +100,7 @@ def _fill(folder: str, count: int) -> None:
 
 def _run(code: str, *arguments: str) -> list[float]:
     """The seconds that a fresh interpreter prints."""
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-    return [round(float(word), 6) for word in done.stdout.split()]
+    return [round(float(word), 6) for word in printed(code, *arguments).split()]
 
 
 def _help() -> float:

@@ -19,7 +19,7 @@ from nasbench_grow.bench.step_time import CPU_SETUPS
 from nasbench_grow.bench.steps import seconds, training_step
 from nasbench_grow.contract import Batch, Job, Method, Recipe
 from nasbench_grow.cost import TrainingMeter
-from nasbench_grow.harness.adaptive import AdaptiveBatch, regrouped
+from nasbench_grow.harness.adaptive import AdaptiveBatch
 from nasbench_grow.harness.setups import ADAPTIVE, SETUPS, Setup
 
 SUMMARY = "time of a whole growing run against the dense run's, and against what its MACs promise"
@@ -134,14 +134,10 @@ def _batches(setup: Setup, run: Method, job: Job, inputs: Tensor, targets: Tenso
     """Chunk after chunk of the same batch or, where the set-up says so, of what the network has room for."""
     size, steps = len(targets), job.steps_per_epoch
     adaptive = AdaptiveBatch(job.build(), job.example, size) if setup.adaptive else None
-
-    def room() -> int:
-        return size if adaptive is None else adaptive.size(run.in_training())
-
     while True:
         chunk = iter([(inputs, targets)] * steps)
         if adaptive is not None:
-            chunk = regrouped(chunk, steps * size, room)
+            chunk = adaptive.regrouped(chunk, steps * size, run.in_training)
         yield job.clock.pace(chunk, steps, steps * size, size)
 
 

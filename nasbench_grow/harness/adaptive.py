@@ -41,6 +41,12 @@ class AdaptiveBatch:
             self._last = network, max(self.recipe, min(samples, LARGEST * self.recipe))
         return self._last[1]
 
+    def regrouped(
+        self, batches: Iterator[Batch], samples: int, in_training: Callable[[], nn.Module]
+    ) -> Iterator[Batch]:
+        """The samples of ``batches``, so many together, in batches that suit the network in training before each."""
+        return regrouped(batches, samples, lambda: self.size(in_training()))
+
 
 def regrouped(batches: Iterator[Batch], samples: int, size: Callable[[], int]) -> Iterator[Batch]:
     """The same samples in the same order in batches of another size.

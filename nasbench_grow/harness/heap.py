@@ -1,8 +1,8 @@
 """The C library's heap: whether memory that a step frees stays with the process, for the next step to use again.
 
 By default glibc gives large blocks back to the system at once, and a training step is made of large blocks: at every
-step Linux hands over, and clears, the same pages anew. Where activations are large and products small (depthwise
-convolutions) that takes longer than the arithmetic. Elsewhere than on glibc all of this does nothing.
+step Linux hands over, and clears, the same pages anew, which takes a good part of the step. Elsewhere than on glibc all
+of this does nothing.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def profile_steps(cell: Cell, store: Store, steps: int) -> StepProfile:
         seconds,
         parts,
         macs,
-        matrix_rate(device, torch.bfloat16 if run.setup.precision == "bf16" else torch.float32),
+        matrix_rate(device, run.setup.dtype),
         copy_bandwidth(device),
         slowest_operators(profiler, steps, device)[:_OPERATORS],
         _keep_trace(profiler, store, run.key),

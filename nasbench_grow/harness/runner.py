@@ -25,7 +25,7 @@ from nasbench_grow.contract import Batch, Job, Method, Split, Splits, Task
 from nasbench_grow.cost import TrainingMeter, count_macs
 from nasbench_grow.errors import UserError
 from nasbench_grow.harness import measure, ranks
-from nasbench_grow.harness.adaptive import AdaptiveBatch, regrouped
+from nasbench_grow.harness.adaptive import AdaptiveBatch
 from nasbench_grow.harness.cell import Cell
 from nasbench_grow.harness.setups import ADAPTIVE, PARALLEL
 from nasbench_grow.harness.store import RECORD_FIELDS, Record, Store
@@ -287,8 +287,7 @@ class Run:
         batches = self.splits.train.epoch(epoch, batch_size, self.cell.seed)
         if self.setup.adaptive:
             assert self.method is not None
-            in_training = self.method.in_training
-            batches = regrouped(batches, samples, lambda: self.adaptive.size(in_training()))
+            batches = self.adaptive.regrouped(batches, samples, self.method.in_training)
         for inputs, targets in self.job.clock.pace(batches, steps, samples, min(batch_size, samples)):
             yield self.setup.place(self._part(inputs)), self._part(targets)
 
@@ -309,9 +308,9 @@ class Run:
 
     def _mean(self, loss: float) -> float:
         """The mean of a figure over the processes, the same in each."""
-        mean = self.setup.place(torch.tensor(loss))
-        parallel.average([mean])
-        return mean.item() if parallel.processes() > 1 else loss
+        if parallel.processes() == 1:
+            return loss
+        return parallel.mean_over_processes(self.setup.place(torch.tensor(loss))).item()
 
     def _entry(self, epoch: int, loss: float) -> dict[str, Any]:
         """What the history keeps of an epoch that has just ended."""

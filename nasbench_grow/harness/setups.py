@@ -42,6 +42,11 @@ class Setup:
     parallel: bool = False
     """Several processes share every batch (:mod:`nasbench_grow.harness.ranks`)."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the factors of products, as tensors."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
     def processes(self) -> int:
         """How many processes a cell is run by: one for each GPU of this machine, or :data:`CPU_PROCESSES`."""
         if not self.parallel:

@@ -18,9 +18,9 @@ def missing(frame: pd.DataFrame) -> pd.DataFrame:
             cells of no profile, or of one that is not known here, plan nothing.
     """
     finished = set(frame.loc[frame["status"] == "ok", "run_key"])
-    begun = {(str(row["profile"]), str(row["setup"])) for _, row in frame.iterrows() if row["profile"] in PROFILES}
+    planned = frame[frame["profile"].isin(list(PROFILES))]
     seeds: dict[tuple[object, ...], list[int]] = {}
-    for profile, setup in sorted(begun):
+    for profile, setup in sorted(set(zip(planned["profile"], planned["setup"], strict=True))):
         for cell in cells_of(PROFILES[profile], setup=setup):
             if cell.run_key() not in finished:
                 row = profile, cell.task, cell.backbone, cell.setup, cell.epochs, cell.budget, cell.method
