@@ -16,6 +16,7 @@ from nasbench_grow import registry
 from nasbench_grow.bench import __main__ as bench
 from nasbench_grow.bench import (
     compiling,
+    figure,
     floor,
     heap,
     memory,
@@ -117,6 +118,20 @@ def test_ratios_are_taken_within_rounds_against_both_layouts(folder: Path) -> No
         ("cpu-channels-last", "0.75", "**not met**"),
     ]
     assert "8-16" in step_time.tables(found)
+
+
+def test_the_figure_shows_every_point_also_of_networks_that_are_slower_than_dense(folder: Path) -> None:
+    networks = [
+        timed("b", setup, kind, share, [seconds])
+        for setup, slow in (("cpu", 0.6), ("cpu-channels-last", 1.4))
+        for kind, share, seconds in (("dense", 1.0, 1.0), ("uniform", 0.5, slow))
+    ]
+    drawing = figure.draw({**read(folder, "step_time"), "networks": networks})
+    panels = drawing.axes
+    assert len(panels) == 2
+    for panel, highest in zip(panels, (0.6, 1.4), strict=True):
+        low, high = panel.get_ylim()
+        assert low == 0 and highest < high
 
 
 def test_every_variant_is_timed_in_every_layout_within_its_share(folder: Path) -> None:

@@ -46,6 +46,7 @@ def draw(record: Record) -> Figure:
                     axes.set_xlabel("MACs, share of dense")
                 if column == 0:
                     axes.set_ylabel("step time, share of dense")
+        panels[0][0].set_ylim(bottom=0)  # of all panels, and only now: it ends their growing with what they show
         found: dict[str, Artist] = {}
         for axes in panels.flat:
             handles, labels = axes.get_legend_handles_labels()
@@ -83,4 +84,3 @@ def _panel(axes: Axes, record: Record, backbone: str, setup: str) -> None:
                 label=f"uniform, granularity {granularity}" if kind == "uniform" else kind,
             )
     axes.set_xlim(0, 0.7)
-    axes.set_ylim(bottom=0)
