@@ -6,6 +6,7 @@ threshold common to the whole network, and the threshold is solved for: the cost
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,8 @@ from nasbench_grow.space import Space
 
 UNUSED = 0.01
 """Share of the dense cost that rounded widths may leave of a budget; more is spent in half steps of width."""
+NARROW = 8
+"""Widths up to this many filters are free; above, even those below the granularity are no odd ones."""
 
 
 def select(
@@ -30,7 +33,7 @@ def select(
         space: the configuration space.
         keys: shape (structures,), any real numbers; ties go to the lower number. Layers at minus infinity stay out.
         limit: what the sub-network may cost.
-        granularity: widths above it are multiples of it (or the full width), but for what :data:`UNUSED` says.
+        granularity: of :func:`allowed_width`, but for what :data:`UNUSED` says.
         cost: of structures, which must rise with every one of them; None: their forward MACs.
 
     Returns:
@@ -108,8 +111,8 @@ def _fill(
             larger[number] = True
         else:
             width = int(present[group.structures].sum())
-            step = 1 if width < granularity else granularity - width % granularity
-            _set_width(larger, keys, group.structures, min(group.size, width + step))
+            step = _step(width, granularity)
+            _set_width(larger, keys, group.structures, min(group.size, width - width % step + step))
         if cost(larger) <= limit:
             present = larger
         else:
@@ -118,12 +121,21 @@ def _fill(
 
 
 def allowed_width(width: int, size: int, granularity: int) -> int:
-    """The allowed width nearest to ``width``: any up to ``granularity``, then its multiples or the full ``size``."""
+    """The allowed width nearest to ``width``: from the granularity on its multiples or the full ``size``.
+
+    Below it, any up to :data:`NARROW` and then multiples of that: with 16, they are 1 to 8, 16, 32, 48 and so on. For a
+    granularity that is no multiple of it, the greatest common divisor of the two stands in its place.
+    """
     if width >= size:
         return size
-    if width <= granularity:
-        return max(1, width)
-    return min(size, (width + granularity // 2) // granularity * granularity)
+    step = _step(width, granularity)
+    return min(size, max(1, (width + step // 2) // step * step))
+
+
+def _step(width: int, granularity: int) -> int:
+    """From a width to the next allowed one, if it is allowed itself."""
+    fine = math.gcd(granularity, NARROW)
+    return 1 if width < fine else fine if width < granularity else granularity
 
 
 def _set_width(present: Tensor, keys: Tensor, structures: slice, width: int) -> None:

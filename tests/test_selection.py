@@ -18,7 +18,7 @@ few = settings(max_examples=12, deadline=None, derandomize=True, database=None)
 families = pytest.mark.parametrize("family", ["cifar_resnet", "mobilenetv2", "vit"])
 seeds = st.integers(0, 2**31)
 shares = st.floats(0, 1.1)
-granularities = st.sampled_from([1, 2, 4, 8, 32])
+granularities = st.sampled_from([1, 2, 4, 8, 12, 16, 32])
 
 
 def random_keys(space: Space, seed: int) -> Tensor:
@@ -27,6 +27,11 @@ def random_keys(space: Space, seed: int) -> Tensor:
 
 def dense(space: Space) -> int:
     return space.macs(space.full())
+
+
+def allowed(size: int, granularity: int) -> list[int]:
+    """All the widths that a group of ``size`` filters may have, in order."""
+    return [width for width in range(1, size + 1) if allowed_width(width, size, granularity) == width]
 
 
 @families
@@ -56,7 +61,7 @@ def test_nothing_more_fits(family: str, seed: int, share: float, granularity: in
     for group in configuration.groups:
         width = int(present[group.structures].sum())
         if width < group.size and configuration.layer_present(present, group.layer):
-            wider = next(w for w in range(width + 1, group.size + 1) if allowed_width(w, group.size, granularity) == w)
+            wider = next(each for each in allowed(group.size, granularity) if each > width)
             more = present.clone()
             more[group.start + torch.nonzero(~present[group.structures]).flatten()[: wider - width]] = True
             assert configuration.macs(more) > target
@@ -107,7 +112,7 @@ def test_widths_are_allowed_ones_and_the_highest_keys_of_each_group(
         chosen, mine = present[group.structures], keys[group.structures]
         width = int(chosen.sum())
         assert width == group.size or mine[chosen].min() >= mine[~chosen].max()
-        surplus = 0 if width in (group.size, *range(granularity)) else width % granularity
+        surplus = width - max(each for each in allowed(group.size, granularity) if each <= width)
         rounded[group.start + torch.where(chosen, mine, torch.inf).argsort()[:surplus]] = False
     if not torch.equal(rounded, present):  # odd widths only where rounded ones would leave the budget unused
         assert share * dense(configuration) - configuration.macs(rounded) > UNUSED * dense(configuration)
@@ -156,6 +161,21 @@ def test_allowed_widths_grow_with_the_wanted_ones(size: int, granularity: int) -
     for wanted, width in enumerate(widths[:size]):
         assert abs(width - wanted) <= max(1, granularity / 2)
         assert width < granularity or width % granularity == 0 or width == size
+
+
+@pytest.mark.parametrize(
+    ("granularity", "widths"),
+    [
+        (1, [*range(1, 41)]),
+        (4, [1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40]),
+        (8, [*range(1, 9), 16, 24, 32, 40]),
+        (12, [1, 2, 3, 4, 8, 12, 24, 36, 40]),
+        (16, [*range(1, 9), 16, 32, 40]),
+        (32, [*range(1, 9), 16, 24, 32, 40]),
+    ],
+)
+def test_the_allowed_widths_of_forty_filters(granularity: int, widths: list[int]) -> None:
+    assert allowed(40, granularity) == widths
 
 
 @few
