@@ -421,9 +421,25 @@ def test_the_shapes_of_a_run_are_counted_and_what_cannot_be_compiled_is_said(mon
     assert "RuntimeError: no compiler is to be had" in compiling.tables(found)
 
     found["networks"][0] = {
-        **{"backbone": "b", "network": "dense", "compiling": 30.0},
+        **{"backbone": "b", "network": "dense", "mode": "default", "compiling": 30.0},
         **{"plain": [0.3, 0.3], "compiled": [0.2, 0.2]},
     }
     row = cells_of(compiling.tables(found))[2]
-    assert row[:5] == ["b", "dense", "30", "300.0", "200.0"]
-    assert row[5].startswith("0.67 ") and row[6] == "300"
+    assert row[:6] == ["b", "dense", "default", "30", "300.0", "200.0"]
+    assert row[6].startswith("0.67 ") and row[7] == "300"
+
+
+def test_on_a_gpu_the_gain_of_cuda_graphs_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def compiled(network: torch.nn.Module, **how: Any) -> torch.nn.Module:
+        asked.append(how["mode"])
+        return network
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setitem(compiling.MODES, "cpu", compiling.MODES["cuda"])
+    found = record.provenance("compiling", TINY) | compiling.measure(TINY)
+    assert asked == 2 * ["default", "reduce-overhead"]
+    assert [row[:3] for row in cells_of(compiling.tables(found))[2:6]] == [
+        ["tiny_network", network, mode] for network in ("dense", "uniform") for mode in ("default", "reduce-overhead")
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import torch
@@ -19,14 +20,17 @@ from nasbench_grow.harness.cell import DEFAULT_EPOCHS
 SUMMARY = "what torch.compile costs for each new shape, and what it gains a step"
 BUDGET = 0.5
 GRANULARITIES = (8, 16)
+MODES = {"cpu": ("default",), "cuda": ("default", "reduce-overhead")}
+"""Of torch.compile: the latter replays a step's kernels as a CUDA graph, which saves launching each."""
 
 
 def measure(settings: Settings) -> dict[str, Any]:
     """Seconds of compiling and of steps, plain and compiled; how many shapes a growing run has and for how long."""
     networks, shapes = [], []
     for name in settings.backbones:
-        for variant in (DENSE, Variant("uniform", BUDGET, 8)):
-            networks.append({"backbone": name, "network": variant.kind, **_compiled(name, variant, settings)})
+        for variant, mode in product((DENSE, Variant("uniform", BUDGET, 8)), MODES[settings.setup.device]):
+            what = {"backbone": name, "network": variant.kind, "mode": mode}
+            networks.append({**what, **_compiled(name, variant, mode, settings)})
         shapes += [{"backbone": name, "granularity": each, **_shapes(name, each, settings)} for each in GRANULARITIES]
     return {"networks": networks, "shapes": shapes}
 
@@ -35,30 +39,32 @@ def tables(record: Record) -> str:
     """Cost and gain of compiling, then the shapes of a growing run, as Markdown."""
     rows = []
     for network in record["networks"]:
+        what = [network[each] for each in ("backbone", "network", "mode")]
         if "error" in network:
-            rows.append([network["backbone"], network["network"], network["error"], "", "", "", ""])
+            rows.append([*what, network["error"], "", "", "", ""])
             continue
         plain, compiled = (spread(network[which]).median for which in ("plain", "compiled"))
         after = f"{network['compiling'] / (plain - compiled):.0f}" if plain > compiled else "never"
         relative = ratios(network["compiled"], network["plain"]).text()
         milliseconds = [f"{1000 * each:.1f}" for each in (plain, compiled)]
         cells = [f"{network['compiling']:.0f}", *milliseconds, relative, after]
-        rows.append([network["backbone"], network["network"], *cells])
-    header = ["backbone", "network", "compiling, s", "step, ms", "compiled, ms", "of plain", "pays after, steps"]
+        rows.append([*what, *cells])
+    cost = ["compiling, s", "step, ms", "compiled, ms", "of plain", "pays after, steps"]
     shapes = [
         [each["backbone"], each["granularity"], each["shapes"], each["until"], each["last"]]
         for each in record["shapes"]
     ]
     shape_header = ["backbone", "granularity", "shapes", "steps until the last", "steps with the last"]
     notes = (
-        "*Compiling*: the first step of a shape, with an empty cache. *Shapes*: different structures that a growing "
-        f"run at budget {BUDGET} passes through in {DEFAULT_EPOCHS} epochs of {EPOCH_STEPS} steps; each would be "
-        "compiled anew."
+        "*Mode*: of torch.compile. *Compiling*: the first step of a shape, with an empty cache. *Shapes*: different "
+        f"structures that a growing run at budget {BUDGET} passes through in {DEFAULT_EPOCHS} epochs of {EPOCH_STEPS} "
+        "steps; each would be compiled anew."
     )
-    return "\n\n".join([table(header, rows), table(shape_header, shapes), notes, origin(record)])
+    networks = table(["backbone", "network", "mode", *cost], rows)
+    return "\n\n".join([networks, table(shape_header, shapes), notes, origin(record)])
 
 
-def _compiled(name: str, variant: Variant, settings: Settings) -> dict[str, Any]:
+def _compiled(name: str, variant: Variant, mode: str, settings: Settings) -> dict[str, Any]:
     """Seconds to compile a network's training step, and of the step in every round; or why it cannot be compiled."""
     setup = settings.setup
     inputs, targets = batch(settings, setup)
@@ -69,7 +75,7 @@ def _compiled(name: str, variant: Variant, settings: Settings) -> dict[str, Any]
     with torch._inductor.utils.fresh_cache():
         steps = {
             "plain": training_step(network, inputs, targets),
-            "compiled": training_step(other, inputs, targets, forward=torch.compile(other, dynamic=False)),
+            "compiled": training_step(other, inputs, targets, forward=torch.compile(other, dynamic=False, mode=mode)),
         }
         try:
             first = seconds(steps["compiled"])
