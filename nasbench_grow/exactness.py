@@ -88,6 +88,7 @@ def _norms_over_present(space: Space, model: nn.Module, present: Tensor) -> Iter
 def _over(kept: Tensor, module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
     """What the norm (with the activation that timm's have inside) gives for the ``kept`` channels; zero elsewhere."""
     given = arguments[0]
+    kept = kept.to(given.device)
     first = isinstance(module, nn.GroupNorm) or (given.ndim == 4 and "2d" in type(module).__name__)
     channel = 1 if first else given.ndim - 1
     narrow = copy.copy(module)

@@ -134,8 +134,8 @@ class Grower:
         loss = self.loss(output, target)
         self.optimizer.zero_grad()
         (loss + self.masks.penalty()).backward()
+        self.masks.step(self.gated.slopes)
         self.optimizer.step()
-        self.masks.step()
         self.meter.step(self.macs_now, len(inputs))
         return loss.detach()
 
@@ -164,14 +164,18 @@ class Grower:
 
     def network(self) -> nn.Module:
         """The network as it is now, the scales folded in: an ordinary module."""
-        return self.gated.fold(self.masks.gates().detach()).eval()
+        return self._folded(self.gated)
 
     def finish(self) -> nn.Module:
         """The network to return: hardened (m = [s > 0]), the scales folded in, no fine-tuning."""
         hard = self.masks.harden()
         absorb(self.space, self.bank, self.masks.present, self.gated.network)
         network = extract(self.space, self.bank, hard)
-        return GatedNetwork(self.space, hard, network).fold(self.masks.gates().detach()).eval()
+        return self._folded(GatedNetwork(self.space, hard, network))
+
+    def _folded(self, gated: GatedNetwork) -> nn.Module:
+        with torch.no_grad():
+            return gated.fold(self.masks.gates()).eval()
 
     def log(self) -> dict[str, float]:
         """Scheduled cost, actual cost, and its largest change by one restructuring, as shares of the dense cost."""

@@ -58,7 +58,7 @@ class Masks(ABC):
         self.always = self._always()
         self.logits = torch.zeros(len(space))
         self.settled = False
-        """Whether the structures stay as they are and every gate is 1: training can do without the gates."""
+        """Whether the structures stay as they are and every gate is 1: nothing is learnt about them any more."""
 
     def _always(self) -> Tensor:
         """The structures that are not grown, but there from the start: all filters, or all layers, or none."""
@@ -83,16 +83,18 @@ class Masks(ABC):
         return min(1.0, seed + (self.budget - seed) * self.preset.schedule(progress))
 
     @abstractmethod
-    def gates(self) -> Tensor:
-        """The scale of every structure, shape (structures,); the loss is differentiated with respect to it."""
+    def gates(self) -> Tensor | None:
+        """The scale of every structure, shape (structures,), with respect to which the loss is differentiated; None:
+        all are 1."""
 
     @abstractmethod
     def penalty(self) -> Tensor:
         """What the objective adds to the loss: the price of the structures (a scalar)."""
 
     @abstractmethod
-    def step(self) -> None:
-        """Takes up the gradients of one mini-batch."""
+    def step(self, slopes: Callable[[], Tensor]) -> None:
+        """Takes up the gradients of one mini-batch, before the weights change; ``slopes`` gives the loss's slope along
+        every gate where all are 1, shape (structures,)."""
 
     @abstractmethod
     def resample(self, progress: float) -> Tensor:
@@ -151,7 +153,7 @@ class PaperMasks(Masks):
     def penalty(self) -> Tensor:
         return self.price * (self.costs * self.gates()).sum()
 
-    def step(self) -> None:
+    def step(self, slopes: Callable[[], Tensor]) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -187,7 +189,7 @@ class PaperMasks(Masks):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         if state["momentum"] is not None:
-            self.optimizer.state[self.logits]["momentum_buffer"] = state["momentum"].clone()
+            self.optimizer.state[self.logits]["momentum_buffer"] = state["momentum"].to(self.device, copy=True)
         self.ages, self.price = state["ages"].clone(), state["price"]
         self.betas = self.temperatures.to(self.device)
 
@@ -214,7 +216,7 @@ class PricedMasks(Masks):
         self._plan_layers()
         self.squares = torch.zeros(len(space), dtype=torch.float64, device=self.device)
         self.full_grown = False  # a run of a few steps reaches its budget only after it should have settled
-        self._ones = torch.ones(len(space), device=self.device, requires_grad=True)
+        self._nothing = torch.zeros((), device=self.device)
 
     def _noise(self) -> Tensor:
         """Logistic noise, the highest of a group for the seed's filters. Even: the filters of a group, and the layers
@@ -254,17 +256,17 @@ class PricedMasks(Masks):
         planned = select(self.space, self._keys(), self.budget * self.dense_cost, self.granularity, self.cost_of)
         self.logits[layers] = torch.where(planned[layers], torch.inf, -torch.inf)
 
-    def gates(self) -> Tensor:
-        return self._ones
+    def gates(self) -> None:
+        return None
 
     def penalty(self) -> Tensor:
-        return self._ones.new_zeros(())
+        return self._nothing
 
-    def step(self) -> None:
-        if self._ones.grad is not None:
-            average([self._ones.grad])  # before it is squared
-            self.squares += self._ones.grad.double().square()
-        self._ones.grad = None
+    def step(self, slopes: Callable[[], Tensor]) -> None:
+        if not self.settled:
+            found = slopes()
+            average([found])  # before it is squared
+            self.squares += found.double().square()
 
     def resample(self, progress: float) -> Tensor:
         self.settled = progress > self.preset.settle and self.full_grown

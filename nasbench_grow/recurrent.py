@@ -54,6 +54,14 @@ def resize(layer: nn.RNNBase, original: nn.Module) -> None:
     layer.hidden_size = layer.get_parameter("weight_hh_l0").shape[0] // gates
 
 
+def flatten(network: nn.Module) -> nn.Module:
+    """The network itself, with the weights of each recurrent layer in one piece, as cuDNN takes them without a copy."""
+    for module in network.modules():
+        if isinstance(module, RECURRENT):
+            module._init_flat_weights()  # what it holds in its list may be the weights that it was copied from
+    return network
+
+
 def with_stand_ins(model: nn.Module) -> nn.Module:
     """A copy of ``model`` with a linear layer in place of each recurrent one; see :func:`original_name`."""
     copied = copy.deepcopy(model)
@@ -73,7 +81,8 @@ class _StandIn(nn.Module):
 
     def __init__(self, layer: nn.RNNBase) -> None:
         super().__init__()
-        self.stand_in = nn.Linear(layer.input_size, outputs(layer), dtype=layer.weight_hh_l0.dtype)
+        like = layer.weight_hh_l0
+        self.stand_in = nn.Linear(layer.input_size, outputs(layer), device=like.device, dtype=like.dtype)
         vars(self).update({key: getattr(layer, key) for key in nn.RNNBase.__constants__})  # the model may ask for them
         self.is_lstm, self.num_layers = isinstance(layer, nn.LSTM), layer.num_layers
         for name, buffer in layer.named_buffers(recurse=False):

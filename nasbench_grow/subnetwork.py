@@ -45,7 +45,7 @@ def extract(space: Space, bank: nn.Module, present: Tensor) -> nn.Module:
             else:
                 module._buffers[key] = small
     fit(network, bank)
-    return network
+    return recurrent.flatten(network)
 
 
 def fit(network: nn.Module, full: nn.Module) -> None:
