@@ -7,9 +7,9 @@ statistics. Outside of such a group of processes everything here does nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+_Made = TypeVar("_Made")
 _plain_batch_norm = F.batch_norm
 
 
@@ -35,6 +36,15 @@ def wait_for_all() -> None:
     """Returns when every process is here."""
     if processes() > 1:
         dist.barrier()
+
+
+def from_first(make: Callable[[], _Made]) -> _Made:
+    """What the first process makes, in all of them."""
+    if processes() == 1:
+        return make()
+    made = [make() if rank() == 0 else None]
+    dist.broadcast_object_list(made)
+    return cast(_Made, made[0])
 
 
 def mean_over_processes(value: Tensor) -> Tensor:

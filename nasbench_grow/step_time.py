@@ -29,6 +29,7 @@ from tqdm import tqdm
 from nasbench_grow.data.cache import data_folder
 from nasbench_grow.errors import UserError
 from nasbench_grow.files import write_whole
+from nasbench_grow.parallel import from_first
 from nasbench_grow.space import Axis, Space
 from nasbench_grow.subnetwork import is_channels_last
 
@@ -103,7 +104,8 @@ class StepTime:
         layers = _layers(space, model, example, timing)
         self._keys = {axes: layer.key if layer else "" for axes, layer in layers.items()}
         path = (folder or data_folder() / "step-times") / f"{_run_on(model, example.device, timing)}.json"
-        self.load_state_dict(_table([layer for layer in layers.values() if layer], clock, path))
+        timed = [layer for layer in layers.values() if layer]
+        self.load_state_dict(from_first(lambda: _table(timed, clock, path)))
 
     def __call__(self, present: Tensor) -> float:
         """Seconds of a step of the network of ``present``, shape (structures,)."""

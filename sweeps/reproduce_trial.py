@@ -10,14 +10,14 @@ import nni
 from nasbench_grow.errors import UserError
 from nasbench_grow.harness.cell import Cell, make_cell
 from nasbench_grow.harness.reproduce import unfinished
-from nasbench_grow.harness.runner import record_failure, run_cell
+from nasbench_grow.harness.runner import Progress, record_failure, run_cell
 from nasbench_grow.harness.store import Record, Store
 
 
 def main() -> int:
     """Run the cell, report its validation metric after every epoch and at the end; returns the exit code."""
     parameters = nni.get_next_parameter()
-    record = run(make_cell(**parameters["cell"]), Store(parameters["results"]), parameters["profile"])
+    record = run(make_cell(**parameters["cell"]), Store(parameters["results"]), parameters["profile"], report_epoch)
     if record["status"] != "ok":
         print(record["error"], file=sys.stderr)
         return 1
@@ -25,15 +25,19 @@ def main() -> int:
     return 0
 
 
-def run(cell: Cell, store: Store, profile: str) -> Record:
-    """The cell's record: the finished one if another process was faster, else that of running it now."""
+def run(cell: Cell, store: Store, profile: str, progress: Progress | None = None) -> Record:
+    """The cell's record: the finished one if another process was faster, else that of running it now, after the one
+    that it takes its architecture from."""
+    giver = cell.giver()
+    if giver is not None:
+        run(giver, store, profile)
     key = cell.run_key()
     with store.lock(key, wait=True):
         finished = store.record(key)
         if finished is not None and not unfinished([cell], store):
             return finished
         try:
-            return run_cell(cell, store, profile=profile, progress=report_epoch)
+            return run_cell(cell, store, profile=profile, progress=progress)
         except UserError as error:
             return record_failure(cell, store, error, profile=profile)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.models import register_model
@@ -63,7 +63,20 @@ class Refusing(Dense):
         raise UserError(f"budget {job.budget} is too small")
 
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Dense, Noisy, Diverging, Failing, Refusing)}
+class DeviceFailing(Dense):
+    """Ends its second epoch as a GPU does when another program has its memory."""
+
+    name = "device-failing"
+    error: ClassVar[RuntimeError] = torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
+
+    def train_epoch(self, batches: Iterable[Batch]) -> float:
+        if self.job.clock.end > 0:
+            raise self.error
+        return super().train_epoch(batches)
+
+
+MISBEHAVING = (Noisy, Diverging, Failing, Refusing, DeviceFailing)
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Dense, *MISBEHAVING)}
 
 
 def use_methods(monkeypatch: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -155,12 +156,22 @@ def test_internal_keeps_the_streams_and_depth_keeps_the_widths() -> None:
     assert kinds == set(networks.KINDS)
 
 
-def test_interleaving_runs_every_step_once_a_round_after_a_warm_up() -> None:
+def test_interleaving_runs_every_step_once_a_round_after_two_to_warm_up() -> None:
     calls: list[str] = []
     names = ("a", "b", "c")
     times = interleave({name: lambda name=name: calls.append(name) for name in names}, 0.0, 4, "")  # type: ignore[misc]
     assert {name: len(of_name) for name, of_name in times.items()} == dict.fromkeys(names, 4)
-    assert all(sorted(calls[start : start + 3]) == ["a", "b", "c"] for start in range(0, 15, 3)) and len(calls) == 15
+    assert all(sorted(calls[start : start + 3]) == ["a", "b", "c"] for start in range(0, 18, 3)) and len(calls) == 18
+
+
+def test_how_slow_the_first_round_is_does_not_matter_to_the_number_of_rounds() -> None:
+    calls: list[float] = []
+
+    def step() -> None:
+        calls.append(0.5 if not calls else 0.01)
+        time.sleep(calls[-1])
+
+    assert len(interleave({"a": step}, 0.3, 2, "")["a"]) > 10
 
 
 def test_a_timed_step_really_trains() -> None:
@@ -314,6 +325,12 @@ def test_with_an_adaptive_batch_a_whole_run_takes_fewer_and_larger_steps_over_th
     sizes = [len(given) for _, given in next(whole_run._batches(SETUPS["cpu-adaptive"], method, job, inputs, targets))]
     assert sum(sizes) == 64 * len(targets) and len(sizes) < 64
     assert job.clock.end == 64
+
+
+def test_a_run_shorter_than_the_turns_of_a_gpu_has_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(whole_run._CHUNK, "cpu", whole_run._CHUNK["cuda"])
+    run = whole_run._run("tiny_network", SETUPS["cpu"], TINY)
+    assert len(run["grow"]["seconds"]) == 1 and run["steps"] == TINY.min_run_steps
 
 
 def test_on_a_gpu_the_network_that_cannot_fill_it_has_an_adaptive_batch() -> None:

@@ -62,3 +62,9 @@ def test_without_a_compiler_the_set_up_says_what_is_missing(monkeypatch: pytest.
     available, reason = SETUPS["cpu-compiled"].available()
     assert not available
     assert "install g++" in reason
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    available, reason = SETUPS["cuda-fp32-compiled"].available()
+    assert not available
+    assert "install gcc" in reason

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cells import small_cell
 from nni_experiments import SWEEPS, run_experiment, stored
 
 from nasbench_grow import results
+from nasbench_grow.harness.store import Store
 from nasbench_grow.presets import PRESETS
 
 
@@ -33,6 +35,14 @@ def test_reproduce_sweep_runs_the_unfinished_cells_and_ends(tmp_path: Path) -> N
     assert metric["test"] == pytest.approx(frame["test_metric"][0])
     assert stored(experiment, "select count(*) from MetricData where type = 'PERIODICAL'") == [(frame["epochs"][0],)]
     assert stored(experiment, "select count(*) from TrialJobEvent where event = 'SUCCEEDED'") == [(1,)]
+
+
+def test_a_trial_runs_first_the_cell_that_its_own_takes_the_architecture_from(tmp_path: Path) -> None:
+    trial = runpy.run_path(str(SWEEPS / "reproduce_trial.py"))
+    store, cell = Store(tmp_path), small_cell(method="retrain", budget=0.5)
+    assert trial["run"](cell, store, "tiny")["status"] == "ok"
+    giver = cell.giver()
+    assert giver is not None and store.record(giver.run_key()) is not None
 
 
 def test_growing_sweep_searches_fields_of_the_preset_and_its_trial_runs() -> None:

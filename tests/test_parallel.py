@@ -23,7 +23,7 @@ from nasbench_grow import registry
 from nasbench_grow.data.segmentation import VOID
 from nasbench_grow.grower import Grower
 from nasbench_grow.harness.store import Store
-from nasbench_grow.parallel import sharing_batches
+from nasbench_grow.parallel import from_first, sharing_batches
 
 TIMEOUT_S = 240
 
@@ -72,7 +72,8 @@ def segmentation_gradients(part: slice) -> dict[str, Tensor]:
 
 
 def everything(part: slice) -> dict[str, Tensor]:
-    return {**two_steps(part), **segmentation_gradients(part), "present": growth(part)}
+    made = from_first(lambda: torch.tensor(float(part.start == 0)))
+    return {**two_steps(part), **segmentation_gradients(part), "present": growth(part), "made by the first": made}
 
 
 def growth(part: slice) -> Tensor:

@@ -11,6 +11,7 @@ from cells import METHODS, small_cell, use_methods
 from baselines.dense import Dense
 from nasbench_grow import registry
 from nasbench_grow.errors import UserError
+from nasbench_grow.harness.reproduce import reproduce
 from nasbench_grow.harness.runner import record_failure, run_cell
 from nasbench_grow.harness.store import RECORD_FIELDS, Store
 
@@ -138,6 +139,28 @@ def test_a_loss_that_is_not_finite_is_recorded_as_diverged(tmp_path):
     assert store.record(cell.run_key()) == record
     assert len(history(store, cell)) == 1
     assert store.checkpoint(cell.run_key()) is None
+
+
+def test_a_run_that_met_full_memory_goes_on_later(tmp_path, monkeypatch):
+    store, cell = Store(tmp_path), small_cell(method="device-failing")
+    record = run_cell(cell, store)
+    assert record["status"] == "failed"
+    assert record["error"] == "CUDA out of memory.; the same command goes on after the last finished epoch"
+    monkeypatch.setattr(METHODS["device-failing"], "train_epoch", Dense.train_epoch)
+    told = []
+    assert run_cell(cell, store, progress=told.append)["status"] == "ok"
+    assert [entry["epoch"] for entry in told] == [1, 2]
+    assert told[0]["wall_s"] == record["wall_s"], "the first epoch was not trained again"
+
+
+def test_after_a_device_failed_nothing_more_is_run_and_nothing_lost(tmp_path, monkeypatch):
+    error = torch.AcceleratorError("CUDA error: unspecified launch failure\nsearch for it")
+    monkeypatch.setattr(METHODS["device-failing"], "error", error)
+    store, cell = Store(tmp_path), small_cell(method="device-failing")
+    with pytest.raises(UserError, match=r"the device failed .*unspecified launch failure.; the same command goes on"):
+        reproduce([cell, small_cell()], store)
+    assert store.checkpoint(cell.run_key()) is not None
+    assert store.record(small_cell().run_key()) is None
 
 
 def test_an_error_is_recorded_in_one_line_with_its_traceback_beside(tmp_path):

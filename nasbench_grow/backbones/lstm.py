@@ -44,7 +44,8 @@ class LanguageModel(nn.Module):
         goes_on, words = inputs[:, 0] > 0, inputs[:, 1:]
         features = self.dropout(self.embedding(words))
         for layer in cast("list[nn.LSTM]", self.layers):
-            features, (hidden, cell) = layer(features, _state(layer, features, goes_on))
+            with torch.autocast(features.device.type, enabled=False):  # CUDA's takes fp16 for LSTMs, whatever is asked
+                features, (hidden, cell) = layer(features, _state(layer, features, goes_on))
             features = self.dropout(features)
             layer.hidden, layer.cell = hidden.detach(), cell.detach()
         return self.decoder(features)

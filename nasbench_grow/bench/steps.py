@@ -50,11 +50,12 @@ def seconds(step: Step) -> float:
 def interleave(steps: dict[_Name, Step], total_seconds: float, min_rounds: int, label: str) -> dict[_Name, list[float]]:
     """Seconds of every step in every round; a round runs each step once, in a new random order.
 
-    One round to warm up is not counted; from its length follows how many fill ``total_seconds``.
+    Two rounds to warm up are not counted. The first also loads and chooses kernels; from the length of the second
+    follows how many fill ``total_seconds``.
     """
     order = random.Random(0)
     names = list(steps)
-    warm_up = sum(seconds(step) for step in steps.values())
+    _, warm_up = (sum(seconds(step) for step in steps.values()) for _ in range(2))
     rounds = max(min_rounds, round(total_seconds / warm_up))
     times: dict[_Name, list[float]] = {name: [] for name in names}
     with bar(label, rounds) as progress:

@@ -90,8 +90,8 @@ def _setups(backbone: str, setup: Setup) -> list[Setup]:
 def _run(name: str, setup: Setup, settings: Settings) -> dict[str, Any]:
     """The runs of one backbone on one set-up."""
     inputs, targets = batch(settings, setup)
-    size = _CHUNK[setup.device]
     steps = max(settings.min_run_steps, round(settings.run_seconds / _dense_seconds(name, setup, inputs, targets)))
+    size = min(steps, _CHUNK[setup.device])
     chunks = steps // size
     found: dict[str, Any] = {"backbone": name, "setup": setup.name, "steps": chunks * size}
     methods: dict[str, tuple[Method, Job]] = {}

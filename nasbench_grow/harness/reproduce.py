@@ -16,7 +16,7 @@ from nasbench_grow.errors import UserError, unknown
 from nasbench_grow.harness.cell import Cell, make_cell
 from nasbench_grow.harness.profiles import Grid, Profile
 from nasbench_grow.harness.progress import CellsBar, epoch_bar
-from nasbench_grow.harness.runner import GiverError, record_failure, run_cell
+from nasbench_grow.harness.runner import DeviceError, GiverError, record_failure, run_cell
 from nasbench_grow.harness.store import Record, Store, StoreError
 
 _log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def reproduce(cells: Iterable[Cell], store: Store, *, profile: str | None = None
     awaited at the end. Progress goes to stderr.
 
     Raises:
-        StoreError: the results folder cannot be used: nothing more can be done.
+        StoreError, DeviceError: the results folder or the device cannot be used: nothing more can be done.
     """
     cells = list(cells)
     before = _recorded(cells, store)
@@ -134,7 +134,7 @@ def _settle(
         try:
             with epoch_bar(cell) as progress:
                 return run_cell(cell, store, profile=profile, progress=progress)
-        except StoreError:
+        except (StoreError, DeviceError):
             raise
         except GiverError as error:
             return record_failure(cell, store, error, profile=profile)

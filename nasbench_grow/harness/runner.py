@@ -31,6 +31,7 @@ from nasbench_grow.harness.setups import ADAPTIVE, PARALLEL
 from nasbench_grow.harness.store import RECORD_FIELDS, Record, Store
 from nasbench_grow.step_time import Timing
 
+_GOES_ON = "the same command goes on after the last finished epoch"
 Progress = Callable[[dict[str, Any]], None]
 """Told the history entry of every epoch: those of an earlier, interrupted run first, at once."""
 
@@ -43,6 +44,10 @@ class DivergedError(Exception):
     """The training loss is no longer a finite number."""
 
 
+class DeviceError(UserError):
+    """The device does not work any more: nothing more can be run in this process."""
+
+
 class GiverError(UserError):
     """The cell whose architecture is to be trained has not ended well."""
 
@@ -52,12 +57,13 @@ def run_cell(cell: Cell, store: Store, *, profile: str | None = None, progress: 
 
     The caller holds the cell's lock. A loss that is not finite gives a record with status "diverged"; an unexpected
     error one with status "failed", its traceback kept in ``logs/``. Neither leaves a checkpoint: a later run of such
-    a cell starts afresh. Where several processes share the batches and one is killed, the record is "failed" too, but
-    the checkpoint stays.
+    a cell starts afresh. Where a GPU's memory is full, or several processes share the batches and one is killed, the
+    record is "failed" too, but the checkpoint stays.
 
     Raises:
         UserError: the cell asks for something that cannot be had (data, backbone, budget, the architecture of another
-            cell), or the results folder cannot be written. No record is kept; see :func:`record_failure`.
+            cell), the results folder cannot be written, or the device failed. No record is kept; see
+            :func:`record_failure`.
     """
     run = Run(cell, store, profile)
     tell = progress or (lambda entry: None)
@@ -70,10 +76,14 @@ def run_cell(cell: Cell, store: Store, *, profile: str | None = None, progress: 
         record = run.conclude()
     except UserError:
         raise
+    except torch.AcceleratorError as error:  # after which the device serves this process no more
+        raise DeviceError(f"the device failed ({_one_line(error)}); {_GOES_ON}") from error
     except DivergedError as error:
         record = run.record("diverged", str(error))
-    except ranks.RankDiedError as error:
-        record = run.record("failed", f"{error}; the same command goes on after the last finished epoch")
+    except (ranks.RankDiedError, torch.OutOfMemoryError) as error:  # perhaps another program's doing
+        if parallel.processes() > 1:
+            raise  # so that the other processes are ended too
+        record = run.record("failed", f"{str(error).splitlines()[0]}; {_GOES_ON}")
         store.write_record(record)
         return record
     except Exception as error:
@@ -333,7 +343,7 @@ class Run:
         return {
             "method": self.method.state_dict(),
             "meter": self.meter.state_dict(),
-            "random": _random_states(),
+            "random": _random_states(self.job.example.device),
             "history": self.history,
             "started_at": self.started_at,
             "wall_s": self.wall_s,
@@ -350,7 +360,7 @@ class Run:
         self.wall_s = checkpoint["wall_s"]
         self._total_before = checkpoint["total_s"]
         self.peak_memory_bytes = checkpoint["peak_memory_bytes"]
-        _set_random_states(checkpoint["random"])
+        _set_random_states(checkpoint["random"], self.job.example.device)
 
     def _total_s(self) -> float:
         return self._total_before + time.perf_counter() - self._began
@@ -389,24 +399,25 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _random_states() -> dict[str, Any]:
-    """The states of the global generators, in types that ``torch.load(weights_only=True)`` reads."""
+def _random_states(device: torch.device) -> dict[str, Any]:
+    """The states of the generators that a run on ``device`` uses, in types that ``torch.load(weights_only=True)``
+    reads."""
     numpy_state: Any = np.random.get_state(legacy=False)
     numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
     states: dict[str, Any] = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
     return states
 
 
-def _set_random_states(states: dict[str, Any]) -> None:
+def _set_random_states(states: dict[str, Any], device: torch.device) -> None:
     random.setstate(states["python"])
     numpy_state = states["numpy"]
     numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], dtype=np.uint32)
     np.random.set_state(numpy_state)
     torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def _check_forward(network: nn.Module, example: torch.Tensor, backbone: str, task: Task) -> None:
@@ -419,6 +430,8 @@ def _check_forward(network: nn.Module, example: torch.Tensor, backbone: str, tas
             return
         fault = f"gives outputs of shape {_by(found)} instead of {_by(wanted)} for inputs of shape"
         reason = ""
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # no fault of the backbone's
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         fault, reason = "does not accept inputs of shape", f" ({_one_line(error)})"
     raise UserError(

@@ -33,8 +33,8 @@ class Setup:
     granularity: int = 8
     """Widths are rounded to multiples of this: odd widths save multiply-accumulates but hardly any time."""
     precision: Precision = "fp32"
-    """Of products: fp32; tf32, which rounds their factors to 10 bits; bf16, in which activations are kept too. Weights,
-    gradients and the optimizer's state are fp32 in all of them."""
+    """Of products: fp32; tf32, which rounds their factors to 10 bits; bf16, in which activations are kept too, and tf32
+    what is left in fp32. Weights, gradients and the optimizer's state are fp32 in all of them."""
     adaptive: bool = False
     """The batch grows as the network shrinks (:mod:`nasbench_grow.harness.adaptive`)."""
     compiled: bool = False
@@ -57,12 +57,13 @@ class Setup:
         """Whether this machine can run the set-up and, if not, why not."""
         if self.parallel and not distributed.is_available():
             return False, "this PyTorch was built without torch.distributed"
-        if self.compiled and self.device == "cpu" and not _compiler():
-            return False, "torch.compile finds no C++ compiler: install g++, or name one in the variable CXX"
-        if self.device != "cuda":
-            return True, ""
-        if not torch.cuda.is_available():
+        if self.device == "cuda" and not torch.cuda.is_available():
             return False, "PyTorch finds no CUDA device"
+        if self.compiled and not _compiler(self.device):
+            name, variable = ("g++", "CXX") if self.device == "cpu" else ("gcc", "CC")
+            return False, f"torch.compile finds no compiler: install {name}, or name one in the variable {variable}"
+        if self.device == "cpu":
+            return True, ""
         if self.precision != "fp32" and torch.cuda.get_device_capability() < (8, 0):
             return False, f"{torch.cuda.get_device_name()} has no {self.precision} units: they came with Ampere (8.0)"
         if self.parallel and torch.cuda.device_count() < 2:
@@ -76,8 +77,7 @@ class Setup:
         if self.device == "cpu":
             heap.keep_freed()
         else:
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
-            torch.backends.cudnn.benchmark = True  # the fastest kernel of a layer's shape, found once for each shape
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision of everything that runs inside."""
@@ -105,9 +105,10 @@ _BASES = (
 )
 
 
-def _compiler() -> str | None:
-    """The C++ compiler that torch.compile uses on CPUs, if there is one."""
-    return shutil.which(os.environ.get("CXX", "g++"))
+def _compiler(device: str) -> str | None:
+    """The compiler that torch.compile uses, of C++ on CPUs and, for what launches its kernels, of C on GPUs."""
+    names = [os.environ.get("CXX", "g++")] if device == "cpu" else [os.environ.get("CC", "gcc"), "clang"]
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 def _with_options(base: Setup) -> tuple[Setup, ...]:

@@ -126,7 +126,7 @@ class Store:
         except OSError as error:
             raise _store_error("read", path, error) from error
         try:
-            state = torch.load(io.BytesIO(data), weights_only=True)
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
             if state["run_key"] != key:
                 raise ValueError(f"it belongs to cell {state['run_key']}")
         except Exception as error:  # torch.load has no one error for a damaged file
