@@ -24,7 +24,7 @@ LIMIT = 1.03
 LOOPS = {
     "extracted": "the sub-network, cut from the full one and trained by an ordinary loop",
     "growing": "the sub-network in the loop of the growing run, after the structure has settled",
-    "measuring": "the same while it grows: gates tell what every filter is worth",
+    "measuring": "the same while it grows, in steps that also measure what every filter is worth",
 }
 
 

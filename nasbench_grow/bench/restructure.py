@@ -1,4 +1,4 @@
-"""What growing adds to plain training: seconds of a restructuring, and the gates' share of a step."""
+"""What a restructuring of a growing run takes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nasbench_grow.backbones import create
-from nasbench_grow.bench.networks import CHANNELS, CLASSES, Variant, backbone, batch, structures, sub_network
-from nasbench_grow.bench.record import Record, bar, origin, ratios, spread, table, verdict
+from nasbench_grow.bench.networks import CHANNELS, CLASSES, batch
+from nasbench_grow.bench.record import Record, bar, origin, spread, table, verdict
 from nasbench_grow.bench.settings import EPOCH_STEPS, Settings
-from nasbench_grow.bench.steps import interleave, training_step
 from nasbench_grow.contract import Recipe
-from nasbench_grow.gating import GatedNetwork
 from nasbench_grow.grower import Grower
 from nasbench_grow.presets import PRESETS
 from nasbench_grow.step_time import synchronise
 
-SUMMARY = "seconds of a restructuring as a share of an epoch, and what the gates add to a step"
+SUMMARY = "seconds of a restructuring as a share of an epoch"
 BUDGET = 0.5
 SHARE_LIMIT = 0.01
 """A restructuring may take this share of the epoch that it begins."""
@@ -51,15 +49,12 @@ class _TimedGrower(Grower):
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """Restructurings from the seed on, and steps with and without gates, for each backbone."""
-    return {
-        "growth": [_growth(name, settings) for name in settings.backbones],
-        "gating": [_gating(name, settings) for name in settings.backbones],
-    }
+    """Restructurings from the seed on, for each backbone."""
+    return {"growth": [_growth(name, settings) for name in settings.backbones]}
 
 
 def tables(record: Record) -> str:
-    """Restructuring and gating, as Markdown."""
+    """The restructurings' times, as Markdown."""
     rows = []
     for growth in record["growth"]:
         times = [period["seconds"] for period in growth["periods"]]
@@ -82,17 +77,12 @@ def tables(record: Record) -> str:
             ]
         )
     header = ["backbone", "restructurings", "MACs", "median", "longest", "of an epoch, median", "largest", "target"]
-    growth_table = table([*header, "result"], rows)
-    rows = [[gating["backbone"], _milliseconds(gating, "plain"), _milliseconds(gating, "gated"),
-             ratios(gating["gated"], gating["plain"]).text()] for gating in record["gating"]]  # fmt: skip
-    gating_table = table(["backbone", "plain step", "with gates", "ratio"], rows)
     notes = (
         "A restructuring writes the sub-network back, chooses the structures of the next period, extracts their "
         "network, makes its optimizer and carries the optimizer state. Its seconds are compared with an epoch of "
-        f"{EPOCH_STEPS} steps of the network that it makes. MACs are shares of the dense network's. The second table "
-        f"compares steps of one network of {BUDGET} of the dense MACs, in the same rounds, medians with quartiles."
+        f"{EPOCH_STEPS} steps of the network that it makes. MACs are shares of the dense network's."
     )
-    return "\n\n".join([growth_table, gating_table, notes, origin(record)])
+    return "\n\n".join([table([*header, "result"], rows), notes, origin(record)])
 
 
 def _growth(name: str, settings: Settings) -> dict[str, Any]:
@@ -116,23 +106,3 @@ def _growth(name: str, settings: Settings) -> dict[str, Any]:
             grower.train([(inputs, targets)] * _STEPS)
             progress.update()
     return {"backbone": name, "dense_macs": grower.dense_macs, "periods": grower.periods}
-
-
-def _gating(name: str, settings: Settings) -> dict[str, Any]:
-    """Seconds of a step of the same sub-network, plain and with gates, in every round."""
-    setup = settings.setup
-    model, space = backbone(name, settings)
-    inputs, targets = batch(settings, setup)
-    present = structures(space, Variant("uniform", BUDGET, setup.granularity))
-    network = sub_network(space, model, present, setup)
-    gated = GatedNetwork(space, present, sub_network(space, model, present, setup)).train()
-    gates = setup.place(present.float()).requires_grad_()
-    steps = {
-        "plain": training_step(network, inputs, targets),
-        "gated": training_step(gated.network, inputs, targets, forward=lambda batch: gated(batch, gates)),
-    }
-    return {"backbone": name, **interleave(steps, settings.seconds / 3, settings.min_rounds, f"gates of {name}")}
-
-
-def _milliseconds(gating: dict[str, Any], which: str) -> str:
-    return f"{1000 * spread(gating[which]).median:.1f} ms"

@@ -74,7 +74,7 @@ def tables(record: Record) -> str:
         f"Whole runs on a synthetic batch of {record['settings']['batch_size']} images, growing to budget {BUDGET}, "
         "the runs taking turns every few steps. *Time* and *training MACs* are those of the growing run relative to "
         "the dense one's, *quotient* is the one over the other. Its time is everything: preparation (discovery and "
-        "what it measures), restructurings, gates. However long a run is, it is restructured as often, so in a longer "
+        "what it measures) and restructurings. However long a run is, it is restructured as often, so in a longer "
         "one this weighs less."
     )
     return "\n\n".join([table([*header, "training MACs", "quotient", "target", "result"], rows), notes, origin(record)])
