@@ -37,7 +37,8 @@ exit codes: 0 all went well, 1 a cell failed or diverged, 2 bad input, 130 inter
 
 _RUN_EPILOG = """\
 A cell that is finished is not run again: its record is printed. An interrupted one goes on after its last epoch,
-to the same result. A failed or diverged one starts again from the beginning.
+to the same result. A failed or diverged one starts again from the beginning, or where a GPU's memory was full or a
+process was killed, goes on too.
 
 examples:
   nasbench-grow run --method dense --task digits --backbone cifar_resnet20 --budget 1 --seed 0 --epochs 5
@@ -45,7 +46,8 @@ examples:
   nasbench-grow run --method grow --task digits --backbone cifar_resnet20 --budget 0.5 --seed 0 --profile-steps 20"""
 
 _REPRODUCE_EPILOG = """\
-Finished cells are skipped, interrupted ones go on after their last epoch, failed and diverged ones start again.
+Finished cells are skipped, interrupted ones go on after their last epoch, failed and diverged ones start again
+(where memory was full or a process was killed, they go on).
 A cell that fails is recorded with its error and the others go on. Several processes may share one folder.
 
 examples:

@@ -156,7 +156,8 @@ class Job:
     epochs: int
     steps_per_epoch: int
     granularity: int
-    """Widths are rounded to multiples of this (below it any width is allowed); 1 = no rounding."""
+    """Widths are rounded to multiples of this (smaller ones as :func:`nasbench_grow.selection.allowed_width` says);
+    1 = no rounding."""
     example: Tensor
     """One input with a batch axis of 1, on the device of the run."""
     recipe: Recipe

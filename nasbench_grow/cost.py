@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from nasbench_grow.devices import DEVICE_ERRORS
 from nasbench_grow.errors import UserError
 
 if TYPE_CHECKING:
@@ -158,6 +159,8 @@ def _trace(model: nn.Module, example: Example) -> JitModelAnalysis:
         try:
             with _evaluating(model):
                 trace.total()
+        except DEVICE_ERRORS:
+            raise
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             shapes = [tuple(x.shape) for x in ([example] if isinstance(example, Tensor) else example)]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from nasbench_grow.attention import Attention, attention_layers, bridge_heads, features_axis, head_axes, is_attention
 from nasbench_grow.cost import count_macs, macs_by_module
+from nasbench_grow.devices import DEVICE_ERRORS
 from nasbench_grow.errors import UserError
 from nasbench_grow.layers import CONVS, NORMS, removable_layers
 from nasbench_grow.recurrent import RECURRENT, input_axes, original_name, outputs, state_axes, unit_axes, with_stand_ins
@@ -123,6 +124,8 @@ class _Couplings:
             with torch.enable_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 graph.build_dependency(traced, example_inputs=example, verbose=False)
+        except DEVICE_ERRORS:
+            raise
         except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nasbench_grow.devices import DEVICE_ERRORS
 from nasbench_grow.space import ChannelGroup, Space
 from nasbench_grow.subnetwork import extract
 
@@ -151,6 +152,8 @@ def _failure(space: Space, model: nn.Module, example: Tensor, present: Tensor, b
             small = extract(space, model, present)(example)
             if backward:
                 small.sum().backward()
+        except DEVICE_ERRORS:
+            raise
         except Exception as error:
             cause = (str(error) or type(error).__name__).splitlines()[0]
             return f"the network does not run without some of them ({cause})"

@@ -49,7 +49,8 @@ class GatedNetwork(nn.Module):
         self._sizes = [len(each) for each in numbers]
         device = next(iter(parameters.values())).device
         # Number -1, an entry that no structure owns, becomes the last one of all, which nothing scales.
-        self._numbers = torch.cat(numbers).remainder(len(space) + 1).to(device)
+        nothing = torch.empty(0, dtype=torch.int64)  # a seed without layers may have nothing to scale
+        self._numbers = torch.cat([nothing, *numbers]).remainder(len(space) + 1).to(device)
         self._count = len(space) + 1
 
     def scaled(self, gates: Tensor) -> dict[str, Tensor]:
@@ -70,7 +71,11 @@ class GatedNetwork(nn.Module):
         """The loss's slope along every gate, shape (structures,), where all are 1 and the weights have gradients.
 
         A gate m scales entries w, so that dL/dm is the sum of w dL/dw over them: no gated network has to be run.
+        Weights that have no gradient (frozen ones) tell nothing.
         """
+        slopes = next(self.network.parameters()).new_zeros(self._count)
+        if not self._axes:
+            return slopes[:-1]
         parameters = dict(self.network.named_parameters())
         weights = [parameters[name] for name, _ in self._axes]
         gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
@@ -80,9 +85,9 @@ class GatedNetwork(nn.Module):
                 product.movedim(dim, 0).flatten(1).sum(1) if product.ndim > 1 else product
                 for product, (_, dim) in zip(products, self._axes, strict=True)
             ]
-            return weights[0].new_zeros(self._count).index_add_(0, self._numbers, torch.cat(along))[:-1]
+            return slopes.index_add_(0, self._numbers, torch.cat(along))[:-1]
 
-    def fold(self, gates: Tensor | None) -> nn.Module:
+    def fold(self, gates: Tensor | None = None) -> nn.Module:
         """A copy of the sub-network with the scales multiplied into its weights; None: all are 1."""
         network = copy.deepcopy(self.network)
         if gates is not None:

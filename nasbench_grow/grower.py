@@ -44,7 +44,7 @@ class Grower:
         optimizer: makes an optimizer for a network; called after each restructuring, the state is carried over.
         learning_rate_at: learning rate of step 0, 1, ...; None keeps the optimizer's own.
         preset: ``"default"``, ``"paper"`` or a :class:`Preset`.
-        granularity: widths above it are multiples of it (8 runs fast on CPUs); 1: any width.
+        granularity: of the widths (:func:`nasbench_grow.selection.allowed_width`; 8 runs fast on CPUs); 1: any width.
         seed: of the sampling.
         meter: counts the training MACs; None makes a fresh one.
         timing: how a step is run, where its time is the cost.
@@ -174,8 +174,7 @@ class Grower:
         return self._folded(GatedNetwork(self.space, hard, network))
 
     def _folded(self, gated: GatedNetwork) -> nn.Module:
-        with torch.no_grad():
-            return gated.fold(self.masks.gates()).eval()
+        return gated.fold(self.masks.gates()).eval()
 
     def log(self) -> dict[str, float]:
         """Scheduled cost, actual cost, and its largest change by one restructuring, as shares of the dense cost."""

@@ -80,7 +80,7 @@ def grow(
         learning_rate_at: learning rate for the share of the run that is done, in (0, 1]; None: warm-up, cosine, with
             the default optimizer; the optimizer's own with another.
         preset: ``"default"``, ``"paper"`` or a :class:`Preset`.
-        granularity: widths above it are multiples of it; 8 suits CPUs.
+        granularity: of the widths (:func:`nasbench_grow.selection.allowed_width`); 8 suits CPUs.
         seed: of the sampling of structures.
         progress: show a progress bar.
 

@@ -31,12 +31,12 @@ class Masks(ABC):
         space: the configuration space.
         preset: the hyper-parameters.
         budget: cost of the network to return, as a share of the dense network's.
-        granularity: widths above it are multiples of it.
+        granularity: of the widths (:func:`nasbench_grow.selection.allowed_width`).
         periods: how many times the network will be restructured (T in the paper).
         seed: of everything random here.
         cost_of: cost of structures; None: their forward MACs.
-        device: where the gates are, and what is learnt from them in every step, so that no step waits for the CPU; all
-            that is decided once a period is decided there.
+        device: where the gates are, and what is learnt about them in every step, so that no step waits for the CPU;
+            all that is decided once a period is decided there.
     """
 
     def __init__(
@@ -263,7 +263,7 @@ class PricedMasks(Masks):
         return self._nothing
 
     def step(self, slopes: Callable[[], Tensor]) -> None:
-        if not self.settled:
+        if not self.settled and self.preset.structures != "layers":  # which are decided upon beforehand
             found = slopes()
             average([found])  # before it is squared
             self.squares += found.double().square()

@@ -17,7 +17,7 @@ from nasbench_grow.space import Space
 UNUSED = 0.01
 """Share of the dense cost that rounded widths may leave of a budget; more is spent in half steps of width."""
 NARROW = 8
-"""Widths up to this many filters are free; above, even those below the granularity are no odd ones."""
+"""Below a larger granularity, widths above this are its multiples."""
 
 
 def select(

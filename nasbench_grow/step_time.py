@@ -254,8 +254,11 @@ def _step(
         batch = batch.to(memory_format=torch.channels_last)
     batch.requires_grad_()
 
+    recurrent = isinstance(module, nn.RNNBase)  # which the backbones run outside of autocast
+    autocast = nullcontext if recurrent else timing.autocast
+
     def step() -> None:
-        with timing.autocast():
+        with autocast():
             output = module(batch)
         output = output[0] if isinstance(output, tuple) else output
         output.backward(torch.ones_like(output))

@@ -116,7 +116,7 @@ class GrowingStrategy(Strategy):
         loss: ``loss(output, target)``, a scalar.
         learning_rate_at: learning rate of optimizer step 0, 1, ...; None keeps the optimizer's own.
         preset: ``"default"``, ``"paper"`` or a :class:`~nasbench_grow.presets.Preset`.
-        granularity: widths above it are multiples of it; 1: any width.
+        granularity: of the widths (:func:`nasbench_grow.selection.allowed_width`); 1: any width.
         seed: of the sampling.
     """
 

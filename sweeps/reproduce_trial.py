@@ -10,7 +10,7 @@ import nni
 from nasbench_grow.errors import UserError
 from nasbench_grow.harness.cell import Cell, make_cell
 from nasbench_grow.harness.reproduce import unfinished
-from nasbench_grow.harness.runner import Progress, record_failure, run_cell
+from nasbench_grow.harness.runner import DeviceError, Progress, record_failure, run_cell
 from nasbench_grow.harness.store import Record, Store
 
 
@@ -38,6 +38,8 @@ def run(cell: Cell, store: Store, profile: str, progress: Progress | None = None
             return finished
         try:
             return run_cell(cell, store, profile=profile, progress=progress)
+        except DeviceError:
+            raise  # the cell can go on elsewhere
         except UserError as error:
             return record_failure(cell, store, error, profile=profile)
 

@@ -21,11 +21,10 @@ from nasbench_grow.gating import GatedNetwork
 from nasbench_grow.space import Space
 from nasbench_grow.subnetwork import extract
 
-FakeTensorMode.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]  # networks are copied inside it
-
 
 @pytest.fixture
-def gpu() -> Iterator[None]:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda self, memo: self, raising=False)  # networks are copied
     with FakeTensorMode(allow_non_fake_inputs=True):
         try:
             torch.empty(1, device="cuda")

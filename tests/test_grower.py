@@ -108,6 +108,24 @@ def test_removable_layers_appear():
         assert isinstance(returned.get_submodule(layer.name), nn.Identity) == (layer.name not in grown)
 
 
+class FixedStream(Residual):
+    """All that can be grown lies inside the blocks: their seed is nothing at all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = F.softmax(self.norm(self.stem(x)), dim=1)
+        return self.fc(self.blocks(mixed).mean((2, 3)))
+
+
+@pytest.mark.parametrize("preset", ["paper", "default"])
+def test_a_seed_that_has_nothing_to_scale_grows_all_the_same(preset):
+    run = grower(FixedStream, budget=0.6, preset=preset)
+    assert all(group.layer is not None for group in run.space.groups)
+    assert not run.masks.present[run.space.filters :].any()
+    train(run, 10)
+    assert run.finish()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert preset == "paper" or run.masks.present[run.space.filters :].any()
+
+
 def test_the_log_tells_scheduled_and_actual_cost():
     run = grower(Plain, epochs=10, budget=0.4)
     seed = run.macs / run.dense_macs

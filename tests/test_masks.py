@@ -311,6 +311,7 @@ def test_nothing_changes_after_settling():
         learn(masks, 10 * slopes_of(masks, int(100 * progress)))
         assert torch.equal(masks.resample(progress), settled)
     assert torch.equal(masks.harden(), settled)
+    masks.step(lambda: pytest.fail("nothing is measured any more"))
 
 
 @given(seed=st.integers(0, 1000), threshold=st.floats(-5, 5))

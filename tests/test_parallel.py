@@ -22,6 +22,7 @@ from torch import distributed as dist
 from nasbench_grow import registry
 from nasbench_grow.data.segmentation import VOID
 from nasbench_grow.grower import Grower
+from nasbench_grow.harness import ranks
 from nasbench_grow.harness.store import Store
 from nasbench_grow.parallel import from_first, sharing_batches
 
@@ -189,6 +190,11 @@ def kill_second_rank_after_an_epoch(main: subprocess.Popen[str], store: Store) -
             process.send_signal(signal.SIGKILL)
             return
     pytest.fail("no second process was found")
+
+
+def test_a_process_whose_memory_is_full_costs_no_checkpoint() -> None:
+    failure = ranks._failure({"full": "CUDA out of memory (in process 1 of 2)"}, "", 2)
+    assert isinstance(failure, ranks.RankDiedError) and "process 1 of 2" in str(failure)
 
 
 def test_a_batch_that_cannot_be_shared_equally_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import nasbench_grow
 from nasbench_grow import Space, count_macs, discover, extract
+from nasbench_grow.backbones import create
 from nasbench_grow.backbones.lstm import LanguageModel
 from nasbench_grow.exactness import masked
 from nasbench_grow.gating import GatedNetwork
@@ -104,6 +105,26 @@ def test_gates_scale_every_unit_and_fold_away():
     assert torch.allclose(gated.fold(gates)(inputs), output)
     output.square().sum().backward()
     assert torch.equal(gates.grad != 0, present)
+
+
+def test_what_units_are_worth_is_the_gradient_of_their_gates():
+    model = language_model().double()
+    space = discover(model, EXAMPLE)
+    present = random_structures(space, 3)
+    gated = GatedNetwork(space, present, extract(space, model, present))
+    gates = torch.ones(len(space), dtype=torch.double, requires_grad=True)
+    (wanted,) = torch.autograd.grad(gated(words(3, goes_on=0), gates).square().sum(), gates)
+    gated(words(3, goes_on=0)).square().sum().backward()
+    torch.testing.assert_close(gated.slopes(), wanted)
+
+
+def test_in_bf16_an_lstm_computes_and_carries_its_state_in_full_precision():
+    model = create("lstm_200", 50, 1)
+    seen = []
+    model.layers[0].register_forward_hook(lambda layer, inputs, outputs: seen.append(outputs[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(torch.zeros(2, 36, dtype=torch.int64))
+    assert logits.dtype == torch.bfloat16 and seen == [model.layers[0].hidden.dtype] == [torch.float32]
 
 
 def test_the_state_goes_on_and_starts_afresh():

@@ -6,13 +6,13 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from cells import METHODS, small_cell, use_methods
+from cells import METHODS, DeviceFailing, small_cell, use_methods
 
 from baselines.dense import Dense
 from nasbench_grow import registry
 from nasbench_grow.errors import UserError
 from nasbench_grow.harness.reproduce import reproduce
-from nasbench_grow.harness.runner import record_failure, run_cell
+from nasbench_grow.harness.runner import DeviceError, record_failure, run_cell
 from nasbench_grow.harness.store import RECORD_FIELDS, Store
 
 
@@ -145,7 +145,7 @@ def test_a_run_that_met_full_memory_goes_on_later(tmp_path, monkeypatch):
     store, cell = Store(tmp_path), small_cell(method="device-failing")
     record = run_cell(cell, store)
     assert record["status"] == "failed"
-    assert record["error"] == "CUDA out of memory.; the same command goes on after the last finished epoch"
+    assert record["error"] == "CUDA out of memory; the same command goes on after the last finished epoch"
     monkeypatch.setattr(METHODS["device-failing"], "train_epoch", Dense.train_epoch)
     told = []
     assert run_cell(cell, store, progress=told.append)["status"] == "ok"
@@ -153,11 +153,20 @@ def test_a_run_that_met_full_memory_goes_on_later(tmp_path, monkeypatch):
     assert told[0]["wall_s"] == record["wall_s"], "the first epoch was not trained again"
 
 
+def test_full_memory_is_not_blamed_on_the_backbone(tmp_path, monkeypatch):
+    class Large(torch.nn.Module):
+        def forward(self, inputs):
+            raise DeviceFailing.error
+
+    monkeypatch.setattr(registry, "build_backbone", lambda *_: Large())
+    assert run_cell(small_cell(), Store(tmp_path))["error"].startswith("CUDA out of memory; the same command")
+
+
 def test_after_a_device_failed_nothing_more_is_run_and_nothing_lost(tmp_path, monkeypatch):
     error = torch.AcceleratorError("CUDA error: unspecified launch failure\nsearch for it")
     monkeypatch.setattr(METHODS["device-failing"], "error", error)
     store, cell = Store(tmp_path), small_cell(method="device-failing")
-    with pytest.raises(UserError, match=r"the device failed .*unspecified launch failure.; the same command goes on"):
+    with pytest.raises(DeviceError, match=r"the device failed .*unspecified launch failure.; the same command goes on"):
         reproduce([cell, small_cell()], store)
     assert store.checkpoint(cell.run_key()) is not None
     assert store.record(small_cell().run_key()) is None

@@ -79,9 +79,9 @@ def _compiled(name: str, variant: Variant, mode: str, settings: Settings) -> dic
         }
         try:
             first = seconds(steps["compiled"])
-        except Exception as error:  # no compiler, or an operator that it does not know
+            times = interleave(steps, settings.seconds / 2, settings.min_rounds, f"compiled {variant.kind} {name}")
+        except Exception as error:  # no compiler, an operator that it does not know, or no graph of the second step
             return {"error": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"}
-        times = interleave(steps, settings.seconds / 2, settings.min_rounds, f"compiled {variant.kind} {name}")
     return {"compiling": first, **times}
 
 

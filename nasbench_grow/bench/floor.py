@@ -68,7 +68,7 @@ def tables(record: Record) -> str:
     for network in record["networks"]:
         step, data = (spread(network["seconds"][name]).median for name in ("step", "data"))
         operators = network["operators"]
-        total = sum(operators.values()) or 1.0
+        total = sum(operators.values()) or 1.0  # nothing at all where the profiler has no access to the device's times
         slowest = [f"{name.removeprefix('aten::')} {own / total:.0%}" for name, own in operators.items()][:_NAMED]
         rows.append(
             [

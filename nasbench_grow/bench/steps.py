@@ -50,8 +50,8 @@ def seconds(step: Step) -> float:
 def interleave(steps: dict[_Name, Step], total_seconds: float, min_rounds: int, label: str) -> dict[_Name, list[float]]:
     """Seconds of every step in every round; a round runs each step once, in a new random order.
 
-    Two rounds to warm up are not counted. The first also loads and chooses kernels; from the length of the second
-    follows how many fill ``total_seconds``.
+    Two rounds to warm up are not counted. The first also loads kernels; from the length of the second follows how many
+    fill ``total_seconds``.
     """
     order = random.Random(0)
     names = list(steps)

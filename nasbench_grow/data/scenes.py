@@ -134,7 +134,7 @@ class MemoryTrainSplit(ImageSplit, WholeBatches):
 
     def _augmented(self, number: int, seed: int) -> Scene:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # the CPU's alone: a GPU's is not put back
             return self.augment(self.images[number], self.labels[number])
 
 

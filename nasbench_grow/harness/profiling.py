@@ -34,7 +34,7 @@ from nasbench_grow.harness.store import Store
 from nasbench_grow.step_time import synchronise
 
 WARM_UP = 3
-"""Steps before those that count: they load libraries, fill caches and, on a GPU, choose kernels."""
+"""Steps before those that count: they load libraries and kernels and fill caches."""
 PARTS = ("data", "forward", "backward", "optimizer", "restructuring")
 """Names of ranges in the trace, ``restructuring`` opened by the method itself; what lies in none of them is other."""
 _OPERATORS = 8

@@ -109,6 +109,8 @@ def _failure(told: dict[str, str], log: str, count: int) -> Exception:
     if code < 0:  # first, because the others complain of a lost connection
         how = signal.Signals(-code).name
         return RankDiedError(f"process {number} of {count} was ended by {how}, and the others with it")
+    if "full" in told:
+        return RankDiedError(told["full"])
     return RankError(told.get("error") or (log.strip().splitlines() or ["torchrun failed"])[-1], log)
 
 
@@ -129,6 +131,9 @@ def main() -> int:
             run_cell(cell, store, profile=work["profile"], progress=_tell_epoch if first else None)
     except UserError as error:
         _tell(refused=str(error))
+        return 1
+    except torch.OutOfMemoryError as error:
+        _tell(full=f"{str(error).partition('.')[0]} (in process {parallel.rank()} of {parallel.processes()})")
         return 1
     except Exception as error:
         traceback.print_exc()

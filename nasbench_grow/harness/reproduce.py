@@ -93,7 +93,7 @@ def run_one(cell: Cell, store: Store) -> Record:
     architecture from.
 
     Raises:
-        UserError: the cell asks for something that cannot be had, or the results folder cannot be used.
+        UserError: the cell asks for something that cannot be had, or the results folder or the device cannot be used.
     """
     before = _recorded([cell], store)
     finished = before[cell]

@@ -23,6 +23,7 @@ from nasbench_grow import parallel, registry
 from nasbench_grow.architecture import describe
 from nasbench_grow.contract import Batch, Job, Method, Split, Splits, Task
 from nasbench_grow.cost import TrainingMeter, count_macs
+from nasbench_grow.devices import DEVICE_ERRORS
 from nasbench_grow.errors import UserError
 from nasbench_grow.harness import measure, ranks
 from nasbench_grow.harness.adaptive import AdaptiveBatch
@@ -31,11 +32,11 @@ from nasbench_grow.harness.setups import ADAPTIVE, PARALLEL
 from nasbench_grow.harness.store import RECORD_FIELDS, Record, Store
 from nasbench_grow.step_time import Timing
 
-_GOES_ON = "the same command goes on after the last finished epoch"
 Progress = Callable[[dict[str, Any]], None]
 """Told the history entry of every epoch: those of an earlier, interrupted run first, at once."""
 
 
+_GOES_ON = "the same command goes on after the last finished epoch"
 CURVE_SAMPLES = 500
 """How many validation samples the curves over the epochs are drawn from; records use the whole split."""
 
@@ -80,15 +81,13 @@ def run_cell(cell: Cell, store: Store, *, profile: str | None = None, progress: 
         raise DeviceError(f"the device failed ({_one_line(error)}); {_GOES_ON}") from error
     except DivergedError as error:
         record = run.record("diverged", str(error))
-    except (ranks.RankDiedError, torch.OutOfMemoryError) as error:  # perhaps another program's doing
-        if parallel.processes() > 1:
-            raise  # so that the other processes are ended too
-        record = run.record("failed", f"{str(error).splitlines()[0]}; {_GOES_ON}")
-        store.write_record(record)
-        return record
     except Exception as error:
         if parallel.processes() > 1:
             raise  # so that the other processes are ended too
+        if isinstance(error, (ranks.RankDiedError, torch.OutOfMemoryError)):  # perhaps another program's doing
+            record = run.record("failed", f"{str(error).partition('.')[0]}; {_GOES_ON}")
+            store.write_record(record)
+            return record
         log = store.write_log(run.key, getattr(error, "log", None) or traceback.format_exc())
         record = run.record("failed", f"{_one_line(error)} (traceback in {log.relative_to(store.root)})")
     store.write_record(record)
@@ -430,8 +429,8 @@ def _check_forward(network: nn.Module, example: torch.Tensor, backbone: str, tas
             return
         fault = f"gives outputs of shape {_by(found)} instead of {_by(wanted)} for inputs of shape"
         reason = ""
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise  # no fault of the backbone's
+    except DEVICE_ERRORS:
+        raise
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         fault, reason = "does not accept inputs of shape", f" ({_one_line(error)})"
     raise UserError(

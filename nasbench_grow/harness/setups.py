@@ -33,8 +33,8 @@ class Setup:
     granularity: int = 8
     """Widths are rounded to multiples of this: odd widths save multiply-accumulates but hardly any time."""
     precision: Precision = "fp32"
-    """Of products: fp32; tf32, which rounds their factors to 10 bits; bf16, in which activations are kept too, and tf32
-    what is left in fp32. Weights, gradients and the optimizer's state are fp32 in all of them."""
+    """Of products: fp32; tf32, which rounds their factors to 10 bits; bf16, in which activations are kept too (products
+    that stay in fp32 are those of tf32). Weights, gradients and the optimizer's state are fp32 in all of them."""
     adaptive: bool = False
     """The batch grows as the network shrinks (:mod:`nasbench_grow.harness.adaptive`)."""
     compiled: bool = False
@@ -76,7 +76,7 @@ class Setup:
             torch.compiler.reset()  # it gives up after a few shapes, and an earlier cell's count
         if self.device == "cpu":
             heap.keep_freed()
-        else:
+        else:  # cuDNN's search for the fastest kernel stays off: it takes longer than a step, for each new shape anew
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -107,7 +107,8 @@ _BASES = (
 
 def _compiler(device: str) -> str | None:
     """The compiler that torch.compile uses, of C++ on CPUs and, for what launches its kernels, of C on GPUs."""
-    names = [os.environ.get("CXX", "g++")] if device == "cpu" else [os.environ.get("CC", "gcc"), "clang"]
+    variable, usual = ("CXX", ("g++",)) if device == "cpu" else ("CC", ("gcc", "clang"))
+    names = (os.environ[variable],) if variable in os.environ else usual
     return next(filter(None, map(shutil.which, names)), None)
 
 

@@ -15,7 +15,7 @@ python=$([ -x .venv/bin/python ] && echo .venv/bin/python || command -v python3)
 status=0
 timeout --signal=TERM --kill-after=30 "$seconds" \
   "$python" -m nasbench_grow.cli reproduce --profile table --setup "$setup" --results "$results" || status=$?
-if [ "$status" = 124 ] || [ "$status" = 137 ]; then
+if [ "$status" = 124 ] || { [ "$status" = 137 ] && [ "$SECONDS" -ge "$seconds" ]; }; then
   echo "the time is over; give the same command again"
   status=0
 fi
