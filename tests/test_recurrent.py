@@ -118,13 +118,19 @@ def test_what_units_are_worth_is_the_gradient_of_their_gates():
     torch.testing.assert_close(gated.slopes(), wanted)
 
 
-def test_in_bf16_an_lstm_computes_and_carries_its_state_in_full_precision():
+def test_autocast_for_gpus_which_would_take_fp16_leaves_lstms_alone():
     model = create("lstm_200", 50, 1)
-    seen = []
-    model.layers[0].register_forward_hook(lambda layer, inputs, outputs: seen.append(outputs[0].dtype))
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = model(torch.zeros(2, 36, dtype=torch.int64))
-    assert logits.dtype == torch.bfloat16 and seen == [model.layers[0].hidden.dtype] == [torch.float32]
+    seen = {}
+    for name in ("embedding", "layers.0", "decoder"):
+        model.get_submodule(name).register_forward_hook(
+            lambda *_, name=name: seen.update({name: torch.is_autocast_enabled("cuda")})
+        )
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        model(torch.zeros(2, 36, dtype=torch.int64))
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+    assert seen == {"embedding": True, "layers.0": False, "decoder": True}
 
 
 def test_the_state_goes_on_and_starts_afresh():

@@ -44,7 +44,7 @@ class LanguageModel(nn.Module):
         goes_on, words = inputs[:, 0] > 0, inputs[:, 1:]
         features = self.dropout(self.embedding(words))
         for layer in cast("list[nn.LSTM]", self.layers):
-            with torch.autocast(features.device.type, enabled=False):  # CUDA's takes fp16 for LSTMs, whatever is asked
+            with torch.autocast("cuda", enabled=False):  # which takes fp16 for LSTMs, whatever it is asked for
                 features, (hidden, cell) = layer(features, _state(layer, features, goes_on))
             features = self.dropout(features)
             layer.hidden, layer.cell = hidden.detach(), cell.detach()
