@@ -6,20 +6,22 @@ GPU the CPU would have to wait for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
-from families import network, space
+from families import network, space, structure
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from nasbench_grow import recurrent
 from nasbench_grow.backbones import create
 from nasbench_grow.exactness import _over
 from nasbench_grow.gating import GatedNetwork
 from nasbench_grow.space import Space
-from nasbench_grow.subnetwork import extract
+from nasbench_grow.subnetwork import absorb, carry_optimizer, carry_state, extract
 
 
 @pytest.fixture
@@ -57,6 +59,38 @@ def moved(gated: GatedNetwork) -> GatedNetwork:
     on_gpu(gated.network)
     gated._numbers = torch.empty_like(gated._numbers, device="cuda")
     return gated
+
+
+@pytest.mark.parametrize("family", ["cifar_resnet", "mobilenetv2", "vit"])
+def test_a_restructuring_mixes_no_devices(family: str, monkeypatch: pytest.MonkeyPatch, gpu: None) -> None:
+    with unset_fake_temporarily():
+        configuration, bank = space(family), copy.deepcopy(network(family))
+        before, after = (structure(configuration, 0, share) for share in (0.4, 0.9))
+    for name in ("kept", "layer_present"):  # decided on the CPU
+        monkeypatch.setattr(Space, name, without_fakes(getattr(Space, name)))
+    on_gpu(bank)
+    old, new = (extract(configuration, bank, present) for present in (before, after))
+    first, second = (torch.optim.SGD(each.parameters(), momentum=0.9, fused=True) for each in (old, new))
+    for parameter in old.parameters():
+        first.state[parameter]["momentum_buffer"] = torch.empty_like(parameter)
+    absorb(configuration, bank, before, old)
+    carry_optimizer(configuration, (before, old, first), (after, new, second))
+    carry_state(configuration, (before, old), (after, new))
+    carried = [(parameter, second.state[parameter]["momentum_buffer"]) for parameter in new.parameters()]
+    assert carried and all(
+        each.device.type == "cuda" and each.stride() == parameter.stride() for parameter, each in carried
+    )
+    assert all(tensor.device.type == "cuda" for each in (bank, new) for tensor in each.state_dict().values())
+
+
+def without_fakes(decide: Callable[..., Any]) -> Callable[..., Any]:
+    """The function itself, in which CPU tensors keep their values."""
+
+    def decided(*arguments: Any) -> Any:
+        with unset_fake_temporarily():
+            return decide(*arguments)
+
+    return decided
 
 
 def test_gates_wait_for_no_value(gated: tuple[Space, GatedNetwork], gpu: None) -> None:
