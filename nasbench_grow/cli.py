@@ -37,8 +37,8 @@ exit codes: 0 all went well, 1 a cell failed or diverged, 2 bad input, 130 inter
 
 _RUN_EPILOG = """\
 A cell that is finished is not run again: its record is printed. An interrupted one goes on after its last epoch,
-to the same result. A failed or diverged one starts again from the beginning, or where a GPU's memory was full or a
-process was killed, goes on too.
+to the same result. A failed or diverged one starts again from the beginning, unless memory was full or a process was
+killed: then it goes on too.
 
 examples:
   nasbench-grow run --method dense --task digits --backbone cifar_resnet20 --budget 1 --seed 0 --epochs 5
@@ -47,7 +47,7 @@ examples:
 
 _REPRODUCE_EPILOG = """\
 Finished cells are skipped, interrupted ones go on after their last epoch, failed and diverged ones start again
-(where memory was full or a process was killed, they go on).
+(unless memory was full or a process was killed: then they go on).
 A cell that fails is recorded with its error and the others go on. Several processes may share one folder.
 
 examples:

@@ -39,7 +39,7 @@ def wait_for_all() -> None:
 
 
 def from_first(make: Callable[[], _Made]) -> _Made:
-    """What the first process makes, in all of them."""
+    """What the first process makes, in all of them: for what each would measure differently."""
     if processes() == 1:
         return make()
     made = [make() if rank() == 0 else None]
