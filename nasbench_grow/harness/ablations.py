@@ -95,9 +95,9 @@ QUESTIONS = (
     ),
     Question(
         "rounding",
-        "what rounding widths to multiples of 8 costs",
+        "what rounding widths to multiples of 8, or of 16, costs",
         reference="grow",
-        grids=(_variants("granularity=1"),),
+        grids=(_variants("granularity=1", "granularity=16"),),
     ),
     Question(
         "length",
