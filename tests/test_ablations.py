@@ -129,6 +129,17 @@ def test_without_uniform_and_dense_there_is_no_such_column_and_time_is_in_second
     assert "− grow" in exhibit.figure.axes[0].get_xlabel()  # noqa: RUF001
 
 
+def test_the_time_of_a_variant_that_was_run_with_other_threads_is_left_out(tmp_path: Path) -> None:
+    cells = records(dense=[0.7], grow=[0.6], **{"grow[growth=0.4]": [0.6]})
+    for cell, threads in zip(cells, (2, 2, 1), strict=True):
+        cell["hardware"] = {**cell["hardware"], "threads": threads}
+    write(tmp_path, cells, with_histories=False)
+    part = only(tmp_path, VARIANTS).table.parts[0]
+    times = part.rows[next(column for column in part.rows.columns if column.startswith("time (×"))]  # noqa: RUF001
+    assert times[0] != "–" and times[1] == "–"  # noqa: RUF001
+    assert "time is not compared where the number of threads was another" in part.note
+
+
 def test_each_protocol_has_rows_and_panels_of_its_own(tmp_path: Path) -> None:
     question = Question(
         "speed", "how fast", "grow", (VARIANTS.grids[0], grid("grow", "uniform", setup="cpu-channels-last"))

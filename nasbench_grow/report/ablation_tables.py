@@ -31,11 +31,13 @@ def variants(name: str, title: str, studied: Sequence[Study]) -> Table:
         data += rows
         columns = ("reference", "uniform")
         others = list(dict.fromkeys(row[f"other_{at}"] for at in columns for row in rows if row[f"n_{at}"]))
-        in_shares = not any(math.isnan(row["wall_share"]) for row in rows)
+        unknown = [math.isnan(row["wall_share"]) for row in rows]
+        in_shares = not all(unknown)
+        partly = "; time is not compared where the number of threads was another" if any(unknown) else ""
         texts = pd.DataFrame([_variant_text(study, row, others, in_shares) for row in rows])
         note = (
             f"{_MEANS_NOTE}, training MACs and time those of its whole training"
-            f"{f' ({TIMES} dense)' if in_shares else ''}. {_paired_note(study, others)}"
+            f"{f' ({TIMES} dense{partly})' if in_shares else ''}. {_paired_note(study, others)}"
         )
         parts.append(Part(study.own, note.strip(), texts))
     return Table(name, title, pd.DataFrame(data), parts)
