@@ -144,9 +144,8 @@ def carry_optimizer(
     )
     for name, parameter in new_network.named_parameters():
         state = old_optimizer.state.get(old[name], {}) if name in old else {}
-        if (
-            not state and all_entrywise
-        ):  # a fused optimizer does not take some parameters with momentum and some without
+        if not state and all_entrywise:
+            # A fused optimizer does not take some parameters with momentum and some without.
             new_optimizer.state[parameter].update({key: torch.zeros_like(parameter) for key in kept})
         for key, value in state.items():
             if _is_entrywise(value, old[name]):

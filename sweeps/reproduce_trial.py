@@ -7,10 +7,9 @@ from typing import Any
 
 import nni
 
-from nasbench_grow.errors import UserError
 from nasbench_grow.harness.cell import Cell, make_cell
-from nasbench_grow.harness.reproduce import unfinished
-from nasbench_grow.harness.runner import DeviceError, Progress, record_failure, run_cell
+from nasbench_grow.harness.reproduce import run_one
+from nasbench_grow.harness.runner import Progress
 from nasbench_grow.harness.store import Record, Store
 
 
@@ -26,22 +25,8 @@ def main() -> int:
 
 
 def run(cell: Cell, store: Store, profile: str, progress: Progress | None = None) -> Record:
-    """The cell's record: the finished one if another process was faster, else that of running it now, after the one
-    that it takes its architecture from."""
-    giver = cell.giver()
-    if giver is not None:
-        run(giver, store, profile)
-    key = cell.run_key()
-    with store.lock(key, wait=True):
-        finished = store.record(key)
-        if finished is not None and not unfinished([cell], store):
-            return finished
-        try:
-            return run_cell(cell, store, profile=profile, progress=progress)
-        except DeviceError:
-            raise  # the cell can go on elsewhere
-        except UserError as error:
-            return record_failure(cell, store, error, profile=profile)
+    """The cell's record: the finished one if another process was faster, else that of running it now."""
+    return run_one(cell, store, profile=profile, progress=progress, record_user_errors=True)
 
 
 def report_epoch(entry: dict[str, Any]) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 from nasbench_grow import registry, variants
@@ -16,7 +18,7 @@ from nasbench_grow.errors import UserError, unknown
 from nasbench_grow.harness.cell import Cell, make_cell
 from nasbench_grow.harness.profiles import Grid, Profile
 from nasbench_grow.harness.progress import CellsBar, epoch_bar
-from nasbench_grow.harness.runner import DeviceError, GiverError, record_failure, run_cell
+from nasbench_grow.harness.runner import DeviceError, GiverError, Progress, record_failure, run_cell
 from nasbench_grow.harness.store import Record, Store, StoreError
 
 _log = logging.getLogger(__name__)
@@ -88,9 +90,23 @@ def reproduce(cells: Iterable[Cell], store: Store, *, profile: str | None = None
     return outcome
 
 
-def run_one(cell: Cell, store: Store) -> Record:
+def run_one(
+    cell: Cell,
+    store: Store,
+    *,
+    profile: str | None = None,
+    progress: Progress | None = None,
+    record_user_errors: bool = False,
+) -> Record:
     """The record of one cell: the finished one, or that of running it now, after the one that it takes its
     architecture from.
+
+    Args:
+        cell: to be run, by this process or another one.
+        store: the results folder.
+        profile: what the cell is run for, for its record.
+        progress: told of the cell's epochs; None: a bar shows them.
+        record_user_errors: a cell that asks for something that cannot be had becomes a record of status "failed".
 
     Raises:
         UserError: the cell asks for something that cannot be had, or the results folder or the device cannot be used.
@@ -99,10 +115,13 @@ def run_one(cell: Cell, store: Store) -> Record:
     finished = before[cell]
     if finished is not None and _is_ok(finished):
         return finished
-    record = _settle(cell, store, before, wait=False)
+    settle = partial(
+        _settle, cell, store, before, profile=profile, progress=progress, record_user_errors=record_user_errors
+    )
+    record = settle(wait=False)
     if record is None:
         _log.warning("another process is running %s: waiting for it", cell)
-        record = _settle(cell, store, before, wait=True)
+        record = settle(wait=True)
     assert record is not None, "a cell that was waited for is not busy"
     return record
 
@@ -114,6 +133,7 @@ def _settle(
     *,
     wait: bool,
     profile: str | None = None,
+    progress: Progress | None = None,
     record_user_errors: bool = False,
 ) -> Record | None:
     """Run a cell and, first, the one that it takes its architecture from; None if another process runs either.
@@ -132,8 +152,8 @@ def _settle(
         if record is not None and (_is_ok(record) or record != before[cell]):
             return record
         try:
-            with epoch_bar(cell) as progress:
-                return run_cell(cell, store, profile=profile, progress=progress)
+            with epoch_bar(cell) if progress is None else nullcontext(progress) as tell:
+                return run_cell(cell, store, profile=profile, progress=tell)
         except (StoreError, DeviceError):
             raise
         except GiverError as error:
