@@ -53,7 +53,7 @@ lint: $(INSTALLED) ## check style, formatting and types
 	$(BIN)/mypy
 
 bench: $(INSTALLED) ## measure step times, restructuring and start-up on this machine
-	$(BIN)/python -m nasbench_grow.bench
+	$(BIN)/python -m nasbench_grow.dev.bench
 
 model-table: $(INSTALLED) ## try the smallest model of every timm family and write docs/models.md again
-	$(BIN)/python -m nasbench_grow.model_table
+	$(BIN)/python -m nasbench_grow.dev.model_table

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from nasbench_grow.contract import Job
-from nasbench_grow.training import FixedNetwork
+from nasbench_grow.contract.method import Job
+from nasbench_grow.contract.training import FixedNetwork
 
 
 class Dense(FixedNetwork):

@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from nasbench_grow import variants
-from nasbench_grow.contract import Batch, Job, Method
-from nasbench_grow.grower import Grower
-from nasbench_grow.presets import Preset, as_preset
+from nasbench_grow.contract import settings as variants
+from nasbench_grow.contract.method import Job, Method
+from nasbench_grow.contract.task import Batch
+from nasbench_grow.growing.grower import Grower
+from nasbench_grow.growing.presets import Preset, as_preset
 
 
 class Grow(Method):
@@ -19,7 +20,7 @@ class Grow(Method):
 
     name = "grow"
     summary = "grow filters and layers from a one-filter seed while training, at an exactly solved price"
-    source = "Yuan, Savarese, Maire, arXiv 2007.15353, with the default preset of nasbench_grow.presets"
+    source = "Yuan, Savarese, Maire, arXiv 2007.15353, with the default preset of nasbench_grow.growing.presets"
     version = 3
     preset: ClassVar[str | Preset] = "default"
     granularity: ClassVar[int | None] = None
@@ -46,7 +47,7 @@ class Grow(Method):
 
     @classmethod
     def variant(cls, settings: Mapping[str, str]) -> type[Self]:
-        """Other hyper-parameters: any field of :class:`nasbench_grow.presets.Preset`, and ``granularity``."""
+        """Other hyper-parameters: any field of :class:`nasbench_grow.growing.presets.Preset`, and ``granularity``."""
         preset = as_preset(cls.preset)
         kinds = {**variants.kinds(preset), "granularity": int}
         values = variants.read(cls.name, settings, kinds, examples={**vars(preset), "granularity": 8})

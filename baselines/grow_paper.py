@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from baselines.grow import Grow
-from nasbench_grow.presets import Preset
+from nasbench_grow.baselines.grow import Grow
+from nasbench_grow.growing.presets import Preset
 
 
 class GrowPaper(Grow):

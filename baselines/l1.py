@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nasbench_grow.contract import Batch, Job, Method
-from nasbench_grow.discovery import discover
-from nasbench_grow.errors import UserError
-from nasbench_grow.selection import select
-from nasbench_grow.space import Space
-from nasbench_grow.subnetwork import carry_optimizer, extract
-from nasbench_grow.training import train_steps
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract.method import Job, Method
+from nasbench_grow.contract.task import Batch
+from nasbench_grow.contract.training import train_steps
+from nasbench_grow.structure.discovery import discover
+from nasbench_grow.structure.selection import select
+from nasbench_grow.structure.space import Space
+from nasbench_grow.structure.subnetwork import carry_optimizer, extract
 
 DENSE_SHARE = 0.5
 """Share of the epochs before pruning."""

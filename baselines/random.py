@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from nasbench_grow.contract import Job
-from nasbench_grow.discovery import discover
-from nasbench_grow.selection import select
-from nasbench_grow.subnetwork import extract
-from nasbench_grow.training import FixedNetwork
+from nasbench_grow.contract.method import Job
+from nasbench_grow.contract.training import FixedNetwork
+from nasbench_grow.structure.discovery import discover
+from nasbench_grow.structure.selection import select
+from nasbench_grow.structure.subnetwork import extract
 
 
 class Random(FixedNetwork):

@@ -10,11 +10,11 @@ from typing import Self
 
 from torch import nn
 
-from baselines.grow import Grow
-from nasbench_grow.architecture import rebuild
-from nasbench_grow.contract import Job
-from nasbench_grow.errors import UserError
-from nasbench_grow.training import FixedNetwork
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.baselines.grow import Grow
+from nasbench_grow.contract.method import Job
+from nasbench_grow.contract.training import FixedNetwork
+from nasbench_grow.structure.architecture import rebuild
 
 
 class Retrain(FixedNetwork):

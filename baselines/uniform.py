@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from nasbench_grow.contract import Job
-from nasbench_grow.discovery import discover
-from nasbench_grow.selection import select, uniform_keys
-from nasbench_grow.subnetwork import extract
-from nasbench_grow.training import FixedNetwork
+from nasbench_grow.contract.method import Job
+from nasbench_grow.contract.training import FixedNetwork
+from nasbench_grow.structure.discovery import discover
+from nasbench_grow.structure.selection import select, uniform_keys
+from nasbench_grow.structure.subnetwork import extract
 
 
 class Uniform(FixedNetwork):

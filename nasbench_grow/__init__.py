@@ -12,28 +12,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nasbench_grow.architecture import describe, load, rebuild, save
-    from nasbench_grow.cost import TrainingMeter, count_macs
-    from nasbench_grow.discovery import discover
-    from nasbench_grow.errors import UserError
-    from nasbench_grow.grower import Grower
-    from nasbench_grow.growing import Grown, grow
-    from nasbench_grow.presets import PRESETS, Preset
-    from nasbench_grow.selection import select
-    from nasbench_grow.space import Space
-    from nasbench_grow.subnetwork import absorb, carry_optimizer, extract
+    from nasbench_grow.base.errors import UserError
+    from nasbench_grow.cost.macs import TrainingMeter, count_macs
+    from nasbench_grow.growing.api import Grown, grow
+    from nasbench_grow.growing.grower import Grower
+    from nasbench_grow.growing.presets import PRESETS, Preset
+    from nasbench_grow.structure.architecture import describe, load, rebuild, save
+    from nasbench_grow.structure.discovery import discover
+    from nasbench_grow.structure.selection import select
+    from nasbench_grow.structure.space import Space
+    from nasbench_grow.structure.subnetwork import absorb, carry_optimizer, extract
 
 _HOME = {
-    "architecture": ("describe", "load", "rebuild", "save"),
-    "cost": ("TrainingMeter", "count_macs"),
-    "discovery": ("discover",),
-    "errors": ("UserError",),
-    "grower": ("Grower",),
-    "growing": ("Grown", "grow"),
-    "presets": ("PRESETS", "Preset"),
-    "selection": ("select",),
-    "space": ("Space",),
-    "subnetwork": ("absorb", "carry_optimizer", "extract"),
+    "base.errors": ("UserError",),
+    "cost.macs": ("TrainingMeter", "count_macs"),
+    "growing.api": ("Grown", "grow"),
+    "growing.grower": ("Grower",),
+    "growing.presets": ("PRESETS", "Preset"),
+    "structure.architecture": ("describe", "load", "rebuild", "save"),
+    "structure.discovery": ("discover",),
+    "structure.selection": ("select",),
+    "structure.space": ("Space",),
+    "structure.subnetwork": ("absorb", "carry_optimizer", "extract"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from nasbench_grow.errors import UserError
+from nasbench_grow.base.errors import UserError
 
 if TYPE_CHECKING:
     from nasbench_grow.harness.cell import Cell
@@ -217,7 +217,7 @@ def _share(arguments: argparse.Namespace, setup: str) -> float:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from nasbench_grow.listing import listing
+    from nasbench_grow.harness.listing import listing
 
     rows = listing(arguments.kind)
     if arguments.json:
@@ -266,7 +266,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _profile(cell: Cell, folder: str, steps: int) -> int:
-    from nasbench_grow.harness.profiling import WARM_UP, describe, profile_steps
+    from nasbench_grow.dev.profiling import WARM_UP, describe, profile_steps
     from nasbench_grow.harness.store import Store
 
     found = profile_steps(cell, Store(folder, repair=False), steps)
@@ -275,7 +275,7 @@ def _profile(cell: Cell, folder: str, steps: int) -> int:
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    from nasbench_grow import registry
+    from nasbench_grow.harness import registry
     from nasbench_grow.harness.reproduce import cells_of, reproduce
     from nasbench_grow.harness.store import Store
 
@@ -316,7 +316,7 @@ def _ablations(arguments: argparse.Namespace) -> int:
 
 
 def _fetch(arguments: argparse.Namespace) -> int:
-    from nasbench_grow import registry
+    from nasbench_grow.harness import registry
 
     where = registry.task(arguments.task)().fetch()
     print(f"{arguments.task}: {'comes with an installed package' if where is None else where}")

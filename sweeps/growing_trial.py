@@ -11,9 +11,9 @@ from dataclasses import replace
 import nni
 import torch
 
-from nasbench_grow import registry
-from nasbench_grow.grower import Grower
-from nasbench_grow.presets import PRESETS, Preset
+from nasbench_grow.growing.grower import Grower
+from nasbench_grow.growing.presets import PRESETS, Preset
+from nasbench_grow.harness import registry
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ class UnfinishedTuner(Tuner):
         # Imported here and not at the top: NNI gives a tuner ten seconds to start, and these may need most of them.
         from nni.experiment import Experiment
 
-        from nasbench_grow import registry
+        from nasbench_grow.harness import registry
         from nasbench_grow.harness.reproduce import cells_of, unfinished
         from nasbench_grow.harness.store import Store
 

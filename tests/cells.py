@@ -10,10 +10,11 @@ import torch
 from timm.models import register_model
 from torch import nn
 
-from baselines.dense import Dense
-from nasbench_grow import registry
-from nasbench_grow.contract import Batch, Job, Method
-from nasbench_grow.errors import UserError
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.baselines.dense import Dense
+from nasbench_grow.contract.method import Job, Method
+from nasbench_grow.contract.task import Batch
+from nasbench_grow.harness import registry
 from nasbench_grow.harness.cell import Cell, make_cell
 from nasbench_grow.harness.store import RECORD_FIELDS, Record
 

@@ -14,8 +14,8 @@ from timm.models.vgg import VGG
 from torch import Tensor, nn
 
 from nasbench_grow.backbones.cifar_wrn import CifarWRN
-from nasbench_grow.discovery import discover
-from nasbench_grow.space import Space
+from nasbench_grow.structure.discovery import discover
+from nasbench_grow.structure.space import Space
 
 CLASSES = 5
 

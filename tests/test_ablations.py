@@ -14,8 +14,9 @@ import pytest
 from scipy import stats
 from synthetic_results import DENSE_MACS, SAMPLES, failed, record, write
 
-from nasbench_grow import cli, registry
-from nasbench_grow.errors import UserError
+from nasbench_grow import cli
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.harness import registry
 from nasbench_grow.harness.ablations import QUESTIONS, Question
 from nasbench_grow.harness.grids import Grid
 from nasbench_grow.harness.profiles import PROFILES

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from baselines.dense import Dense
-from baselines.uniform import Uniform
-from nasbench_grow import registry
+from nasbench_grow.baselines.dense import Dense
+from nasbench_grow.baselines.uniform import Uniform
 from nasbench_grow.cli import main
-from nasbench_grow.contract import Batch
+from nasbench_grow.contract.task import Batch
+from nasbench_grow.harness import registry
 from nasbench_grow.harness.adaptive import LARGEST, AdaptiveBatch, regrouped
 from nasbench_grow.harness.measure import activation_bytes
 from nasbench_grow.harness.runner import run_cell

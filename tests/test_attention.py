@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nasbench_grow import Space, count_macs, discover, extract
-from nasbench_grow.exactness import masked
-from nasbench_grow.gating import GatedNetwork
+from nasbench_grow.structure.exactness import masked
+from nasbench_grow.structure.gating import GatedNetwork
 
 HEADS, SIZE = 4, 32
 

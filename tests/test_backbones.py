@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from nasbench_grow import backbones
 from nasbench_grow.backbones.cifar_mobilenet import CifarMobileNetV2, InvertedResidual
-from nasbench_grow.cost import count_macs
-from nasbench_grow.discovery import discover
-from nasbench_grow.errors import UserError
-from nasbench_grow.subnetwork import extract
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.cost.macs import count_macs
+from nasbench_grow.structure.discovery import discover
+from nasbench_grow.structure.subnetwork import extract
 
 SMALL = ["cifar_mobilenetv2", "cifar_resnet20", "cifar_resnet56", "cifar_vgg16_bn"]
 ALL = [*SMALL, "cifar_wrn28_10"]

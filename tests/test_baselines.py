@@ -16,17 +16,18 @@ from tiny_networks import EXAMPLE, Plain, Residual, seeded
 from torch import Tensor, nn
 
 import baselines
-from baselines.dense import Dense
-from baselines.grow import Grow
-from baselines.grow_paper import GrowPaper
-from baselines.l1 import L1, filter_norms, ranks_by_norm
-from baselines.random import Random
-from baselines.uniform import Uniform
-from nasbench_grow.contract import Batch, Job, Method, Recipe
-from nasbench_grow.cost import TrainingMeter, count_macs
-from nasbench_grow.discovery import discover
-from nasbench_grow.errors import UserError
-from nasbench_grow.space import Space
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.baselines.dense import Dense
+from nasbench_grow.baselines.grow import Grow
+from nasbench_grow.baselines.grow_paper import GrowPaper
+from nasbench_grow.baselines.l1 import L1, filter_norms, ranks_by_norm
+from nasbench_grow.baselines.random import Random
+from nasbench_grow.baselines.uniform import Uniform
+from nasbench_grow.contract.method import Job, Method
+from nasbench_grow.contract.task import Batch, Recipe
+from nasbench_grow.cost.macs import TrainingMeter, count_macs
+from nasbench_grow.structure.discovery import discover
+from nasbench_grow.structure.space import Space
 
 METHODS = [Dense, Uniform, Random, L1, Grow, GrowPaper]
 STEPS = 2

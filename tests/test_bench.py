@@ -13,9 +13,12 @@ import cells  # noqa: F401  (registers tiny_network)
 import pytest
 import torch
 
-from nasbench_grow import registry
-from nasbench_grow.bench import __main__ as bench
-from nasbench_grow.bench import (
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract.method import Job
+from nasbench_grow.contract.task import Recipe
+from nasbench_grow.cost.macs import TrainingMeter
+from nasbench_grow.dev.bench import __main__ as bench
+from nasbench_grow.dev.bench import (
     compiling,
     figure,
     floor,
@@ -29,13 +32,11 @@ from nasbench_grow.bench import (
     step_time,
     whole_run,
 )
-from nasbench_grow.bench.settings import EPOCH_STEPS, FULL, QUICK
-from nasbench_grow.bench.steps import interleave, training_step
-from nasbench_grow.contract import Job, Recipe
-from nasbench_grow.cost import TrainingMeter
-from nasbench_grow.errors import UserError
+from nasbench_grow.dev.bench.settings import EPOCH_STEPS, FULL, QUICK
+from nasbench_grow.dev.bench.steps import interleave, training_step
+from nasbench_grow.harness import registry
 from nasbench_grow.harness.setups import SETUPS
-from nasbench_grow.subnetwork import extract
+from nasbench_grow.structure.subnetwork import extract
 
 TINY = replace(QUICK, backbones=("tiny_network",), batch_size=2, pixels=8, cells=3)
 PAGE = "".join(f"before\n<!-- bench:{part} -->\nold\n<!-- /bench:{part} -->\nafter\n" for part in bench.PARTS)
@@ -346,8 +347,8 @@ def test_on_a_gpu_the_network_that_cannot_fill_it_has_an_adaptive_batch() -> Non
 
 
 def test_a_step_is_held_against_both_rates_and_the_input_against_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nasbench_grow.harness.floor._SIDE", {"cpu": 64})
-    monkeypatch.setattr("nasbench_grow.harness.floor._COPIED_BYTES", {"cpu": 2**16})
+    monkeypatch.setattr("nasbench_grow.dev.floor._SIDE", {"cpu": 64})
+    monkeypatch.setattr("nasbench_grow.dev.floor._COPIED_BYTES", {"cpu": 2**16})
     monkeypatch.setattr(floor, "_IMAGES", 16)
     found = record.provenance("floor", TINY) | floor.measure(TINY)
     dense, half = found["networks"]

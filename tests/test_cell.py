@@ -4,11 +4,11 @@ import re
 import pytest
 from cells import small_cell
 
-from baselines.grow import Grow
-from nasbench_grow import registry
-from nasbench_grow.contract import Recipe
-from nasbench_grow.errors import UserError
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.baselines.grow import Grow
+from nasbench_grow.contract.task import Recipe
 from nasbench_grow.harness import cell as cell_module
+from nasbench_grow.harness import registry
 from nasbench_grow.harness.cell import Cell
 from nasbench_grow.tasks.digits import Digits
 

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nasbench_grow.base.errors import UserError
 from nasbench_grow.data import cache, npm
 from nasbench_grow.data.idx import read_idx
 from nasbench_grow.data.images import Augmentation, ImageSplit, ImageTrainSplit, Normalisation
 from nasbench_grow.data.raw import RawImages
 from nasbench_grow.data.splits import balanced_subset, hold_out
-from nasbench_grow.errors import UserError
 
 PLAIN = Normalisation(mean=(0.0,), std=(1.0,))
 label_lists = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(torch.tensor)

@@ -13,8 +13,8 @@ from torch import nn
 
 from nasbench_grow import backbones
 from nasbench_grow.backbones.deeplab import deeplab
-from nasbench_grow.cost import count_macs
-from nasbench_grow.discovery import discover
+from nasbench_grow.cost.macs import count_macs
+from nasbench_grow.structure.discovery import discover
 
 CPU = torch.device("cpu")
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nasbench_grow.discovery import discover
-from nasbench_grow.model_table.examine import deviation, structure
+from nasbench_grow.dev.model_table.examine import deviation, structure
+from nasbench_grow.structure.discovery import discover
 
 
 def convolution(inputs: int, outputs: int, groups: int = 1) -> nn.Sequential:

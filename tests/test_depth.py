@@ -12,10 +12,10 @@ import nasbench_grow
 from nasbench_grow import count_macs, discover, extract
 from nasbench_grow.backbones import create
 from nasbench_grow.backbones.cifar_resnet import CifarResNet
-from nasbench_grow.errors import UserError
-from nasbench_grow.exactness import masked
-from nasbench_grow.grower import Grower
-from nasbench_grow.presets import PRESETS, Preset
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.growing.grower import Grower
+from nasbench_grow.growing.presets import PRESETS, Preset
+from nasbench_grow.structure.exactness import masked
 
 WIDTH = 8
 

@@ -1,7 +1,7 @@
 """The property of the product: a sub-network computes, and learns, what the masked full network does.
 
-Extraction is held against :func:`nasbench_grow.exactness.masked`, which multiplies absent entries by zero and shares
-no code with it, in double precision: outputs, gradients of every shared parameter, running statistics.
+Extraction is held against :func:`nasbench_grow.structure.exactness.masked`, which multiplies absent entries by zero and
+shares no code with it, in double precision: outputs, gradients of every shared parameter, running statistics.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from families import FAMILIES, network, seeds, shares, space, structure
 from hypothesis import given, settings
 from torch import Tensor, nn
 
-from nasbench_grow.exactness import masked
-from nasbench_grow.space import Space
-from nasbench_grow.subnetwork import extract
+from nasbench_grow.structure.exactness import masked
+from nasbench_grow.structure.space import Space
+from nasbench_grow.structure.subnetwork import extract
 
 few = settings(max_examples=3, deadline=None, derandomize=True, database=None)
 TOLERANCE = 1e-10

@@ -16,12 +16,12 @@ from families import network, space, structure
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-from nasbench_grow import recurrent
 from nasbench_grow.backbones import create
-from nasbench_grow.exactness import _over
-from nasbench_grow.gating import GatedNetwork
-from nasbench_grow.space import Space
-from nasbench_grow.subnetwork import absorb, carry_optimizer, carry_state, extract
+from nasbench_grow.structure import recurrent
+from nasbench_grow.structure.exactness import _over
+from nasbench_grow.structure.gating import GatedNetwork
+from nasbench_grow.structure.space import Space
+from nasbench_grow.structure.subnetwork import absorb, carry_optimizer, carry_state, extract
 
 
 @pytest.fixture

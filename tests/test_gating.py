@@ -11,10 +11,10 @@ from families import FAMILIES, network, randomise, seeds, shares, space, structu
 from hypothesis import given, settings
 from torch import Tensor, nn
 
-from nasbench_grow.discovery import discover
-from nasbench_grow.gating import GatedNetwork
-from nasbench_grow.space import Space
-from nasbench_grow.subnetwork import extract
+from nasbench_grow.structure.discovery import discover
+from nasbench_grow.structure.gating import GatedNetwork
+from nasbench_grow.structure.space import Space
+from nasbench_grow.structure.subnetwork import extract
 
 few = settings(max_examples=3, deadline=None, derandomize=True, database=None)
 MANY = [

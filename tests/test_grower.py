@@ -15,10 +15,10 @@ from tiny_networks import EXAMPLE, Plain, Residual, digit_batches, seeded, sgd
 from torch import Tensor, nn
 
 from nasbench_grow.backbones import create
-from nasbench_grow.cost import TrainingMeter, count_macs
-from nasbench_grow.errors import UserError
-from nasbench_grow.grower import Grower
-from nasbench_grow.presets import PRESETS
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.cost.macs import TrainingMeter, count_macs
+from nasbench_grow.growing.grower import Grower
+from nasbench_grow.growing.presets import PRESETS
 
 
 def resnet20() -> nn.Module:

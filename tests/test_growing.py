@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import nasbench_grow
 from nasbench_grow import UserError, count_macs, describe, grow, load, rebuild
-from nasbench_grow.growing import Grown
-from nasbench_grow.presets import PRESETS
+from nasbench_grow.growing.api import Grown
+from nasbench_grow.growing.presets import PRESETS
 
 
 def samples(count: int = 24, shape: tuple[int, ...] = (1, 8, 8)) -> TensorDataset:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from nasbench_grow.base.errors import UserError
 from nasbench_grow.cli import main
 from nasbench_grow.data.image_folder import FolderSplit, FolderTrainSplit
 from nasbench_grow.data.images import Normalisation
-from nasbench_grow.errors import UserError
 from nasbench_grow.tasks.imagenet import ImageNet
 
 CPU = torch.device("cpu")

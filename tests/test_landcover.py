@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from nasbench_grow.base.errors import UserError
 from nasbench_grow.cli import main
 from nasbench_grow.data import cache, wheel
 from nasbench_grow.data.segmentation import VOID
-from nasbench_grow.errors import UserError
 from nasbench_grow.tasks import landcover
 from nasbench_grow.tasks.landcover import GROUPS, LandCover
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nasbench_grow import count_macs, registry, results
+from nasbench_grow import count_macs, results
 from nasbench_grow.backbones import create
 from nasbench_grow.backbones.lstm import LanguageModel
+from nasbench_grow.base.errors import UserError
 from nasbench_grow.data.language_modelling import LanguageModelling, ZarembaRecipe
 from nasbench_grow.data.raw import RawText
 from nasbench_grow.data.text import TextSplit, TextTrainSplit
-from nasbench_grow.errors import UserError
+from nasbench_grow.harness import registry
 from nasbench_grow.harness.cell import make_cell
 from nasbench_grow.harness.runner import run_cell
 from nasbench_grow.harness.store import Store

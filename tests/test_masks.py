@@ -17,11 +17,11 @@ from tiny_networks import EXAMPLE, Plain, Residual, seeded
 from torch import Tensor
 
 from nasbench_grow.backbones import create
-from nasbench_grow.discovery import discover
-from nasbench_grow.errors import UserError
-from nasbench_grow.masks import LARGEST_STEP, Masks, PaperMasks, PricedMasks
-from nasbench_grow.presets import PRESETS, Preset
-from nasbench_grow.space import Space
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.growing.masks import LARGEST_STEP, Masks, PaperMasks, PricedMasks
+from nasbench_grow.growing.presets import PRESETS, Preset
+from nasbench_grow.structure.discovery import discover
+from nasbench_grow.structure.space import Space
 
 PAPER = PRESETS["paper"]
 PRICED = replace(PRESETS["default"], growth=0.5, settle=0.8, selectivity=0.3)

@@ -11,11 +11,11 @@ import timm
 import torch
 from torch import nn
 
-from nasbench_grow.bench.record import embed
-from nasbench_grow.discovery import discover
-from nasbench_grow.model_table import __main__ as model_table
-from nasbench_grow.model_table import entries, examine, page, runner
-from nasbench_grow.model_table.kinds import kind
+from nasbench_grow.dev.bench.record import embed
+from nasbench_grow.dev.model_table import __main__ as model_table
+from nasbench_grow.dev.model_table import entries, examine, page, runner
+from nasbench_grow.dev.model_table.kinds import kind
+from nasbench_grow.structure.discovery import discover
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = "before\n<!-- bench:models -->\nold\n<!-- /bench:models -->\nafter\n"

@@ -13,8 +13,8 @@ from cells import small_cell
 from nni_experiments import SWEEPS, run_experiment, stored
 
 from nasbench_grow import results
+from nasbench_grow.growing.presets import PRESETS
 from nasbench_grow.harness.store import Store
-from nasbench_grow.presets import PRESETS
 
 
 def test_reproduce_sweep_runs_the_unfinished_cells_and_ends(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ import yaml
 from nni.experiment.config import ExperimentConfig
 from nni_experiments import SWEEPS, run_experiment, stored
 
-from nasbench_grow import registry, results
+from nasbench_grow import results
+from nasbench_grow.harness import registry
 from nasbench_grow.harness.reproduce import cells_of
 
 ROOT = SWEEPS.parent

@@ -19,12 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from nasbench_grow import registry
+from nasbench_grow.base.parallel import from_first, sharing_batches
 from nasbench_grow.data.segmentation import VOID
-from nasbench_grow.grower import Grower
-from nasbench_grow.harness import ranks
+from nasbench_grow.growing.grower import Grower
+from nasbench_grow.harness import ranks, registry
 from nasbench_grow.harness.store import Store
-from nasbench_grow.parallel import from_first, sharing_batches
 
 TIMEOUT_S = 240
 

@@ -13,18 +13,18 @@ from cells import small_cell
 from torch import Tensor
 from torch.optim import optimizer
 
-from nasbench_grow import registry
 from nasbench_grow.cli import main
-from nasbench_grow.cost import count_macs
-from nasbench_grow.harness.floor import copy_bandwidth, matrix_rate
-from nasbench_grow.harness.profiling import PARTS, describe, profile_steps
+from nasbench_grow.cost.macs import count_macs
+from nasbench_grow.dev.floor import copy_bandwidth, matrix_rate
+from nasbench_grow.dev.profiling import PARTS, describe, profile_steps
+from nasbench_grow.harness import registry
 from nasbench_grow.harness.store import Store
 
 
 @pytest.fixture(autouse=True)
 def small_floor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nasbench_grow.harness.floor._SIDE", {"cpu": 64})
-    monkeypatch.setattr("nasbench_grow.harness.floor._COPIED_BYTES", {"cpu": 2**16})
+    monkeypatch.setattr("nasbench_grow.dev.floor._SIDE", {"cpu": 64})
+    monkeypatch.setattr("nasbench_grow.dev.floor._COPIED_BYTES", {"cpu": 2**16})
 
 
 def growing(**changes: Any) -> Any:
@@ -129,6 +129,6 @@ def test_the_command_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_the_rates_of_the_device_are_those_of_what_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
-    monkeypatch.setattr("nasbench_grow.harness.floor.seconds", lambda run, device: (run(), 2.0)[1])
+    monkeypatch.setattr("nasbench_grow.dev.floor.seconds", lambda run, device: (run(), 2.0)[1])
     assert matrix_rate(torch.device("cpu"), torch.float32) == 64**3 / 2
     assert copy_bandwidth(torch.device("cpu")) == 2 * 2**16 / 2

@@ -12,10 +12,10 @@ import nasbench_grow
 from nasbench_grow import Space, count_macs, discover, extract
 from nasbench_grow.backbones import create
 from nasbench_grow.backbones.lstm import LanguageModel
-from nasbench_grow.exactness import masked
-from nasbench_grow.gating import GatedNetwork
-from nasbench_grow.grower import Grower
-from nasbench_grow.subnetwork import carry_state, silence
+from nasbench_grow.growing.grower import Grower
+from nasbench_grow.structure.exactness import masked
+from nasbench_grow.structure.gating import GatedNetwork
+from nasbench_grow.structure.subnetwork import carry_state, silence
 
 WORDS, UNITS, STEPS = 11, 6, 5
 

@@ -6,9 +6,9 @@ import pytest
 from cells import Noisy
 
 import baselines
-from baselines.dense import Dense
-from nasbench_grow import registry
-from nasbench_grow.errors import UserError
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.baselines.dense import Dense
+from nasbench_grow.harness import registry
 from nasbench_grow.tasks.digits import Digits
 
 
@@ -54,7 +54,7 @@ def test_a_broken_package_does_not_take_the_others_away(monkeypatch, caplog, val
 
 def test_two_methods_of_one_name_are_refused(monkeypatch, tmp_path):
     source = """
-        from baselines.dense import Dense
+        from nasbench_grow.baselines.dense import Dense
 
         class Impostor(Dense):
             name = "dense"

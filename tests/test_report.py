@@ -19,7 +19,7 @@ from scipy import stats
 from synthetic_results import DENSE_MACS, failed, full_comparison, record, write
 
 from nasbench_grow import report, results
-from nasbench_grow.errors import UserError
+from nasbench_grow.base.errors import UserError
 from nasbench_grow.harness.cell import make_cell
 from nasbench_grow.report import tables
 from nasbench_grow.report.figures import forward_order

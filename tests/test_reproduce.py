@@ -6,7 +6,7 @@ import time
 import pytest
 from cells import finished_record, run_in_two_processes, small_cell, use_methods
 
-from nasbench_grow.errors import UserError
+from nasbench_grow.base.errors import UserError
 from nasbench_grow.harness import estimate, reproduce
 from nasbench_grow.harness.profiles import PROFILES, Grid, Profile
 from nasbench_grow.harness.store import Store, StoreError

@@ -10,7 +10,7 @@ import pytest
 from synthetic_results import LAYERS, failed, record, write
 
 from nasbench_grow import results
-from nasbench_grow.errors import UserError
+from nasbench_grow.base.errors import UserError
 
 
 def test_a_row_a_cell_with_flat_hardware_and_shares(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 from cells import small_cell
 
-from nasbench_grow import registry
+from nasbench_grow.harness import registry
 from nasbench_grow.harness.runner import run_cell
 from nasbench_grow.harness.store import Store
 

@@ -12,16 +12,16 @@ import torch
 from cells import METHODS, finished_record, run_in_two_processes, small_cell
 from torch import nn
 
-from baselines.dense import Dense
-from baselines.grow import Grow
-from baselines.retrain import Retrain
-from nasbench_grow import cli, registry
-from nasbench_grow.architecture import rebuild
-from nasbench_grow.errors import UserError
-from nasbench_grow.harness import reproduce
+from nasbench_grow import cli
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.baselines.dense import Dense
+from nasbench_grow.baselines.grow import Grow
+from nasbench_grow.baselines.retrain import Retrain
+from nasbench_grow.harness import registry, reproduce
 from nasbench_grow.harness.profiles import Grid, Profile
 from nasbench_grow.harness.runner import run_cell
 from nasbench_grow.harness.store import Store
+from nasbench_grow.structure.architecture import rebuild
 
 CELL = small_cell(method="retrain", budget=0.5)
 GIVER = small_cell(method="grow", budget=0.5)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from cells import METHODS, DeviceFailing, small_cell, use_methods
 
-from baselines.dense import Dense
-from nasbench_grow import registry
-from nasbench_grow.errors import UserError
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.baselines.dense import Dense
+from nasbench_grow.harness import registry
 from nasbench_grow.harness.reproduce import reproduce
 from nasbench_grow.harness.runner import DeviceError, record_failure, run_cell
 from nasbench_grow.harness.store import RECORD_FIELDS, Store

@@ -14,12 +14,12 @@ from PIL import Image
 from sklearn.metrics import jaccard_score
 from torch import Tensor, nn
 
+from nasbench_grow.base.errors import UserError
 from nasbench_grow.cli import main
-from nasbench_grow.contract import Task
+from nasbench_grow.contract.task import Task
 from nasbench_grow.data.images import ImageSplit, Normalisation
 from nasbench_grow.data.scenes import ScaledCrop, turned
 from nasbench_grow.data.segmentation import VOID, PolyRecipe
-from nasbench_grow.errors import UserError
 from nasbench_grow.tasks.camvid import CamVid
 from nasbench_grow.tasks.landcover import LandCover
 from nasbench_grow.tasks.voc import Voc

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nasbench_grow.selection import UNUSED, allowed_width, select, uniform_keys
-from nasbench_grow.space import Space
+from nasbench_grow.structure.selection import UNUSED, allowed_width, select, uniform_keys
+from nasbench_grow.structure.space import Space
 
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None)
 families = pytest.mark.parametrize("family", ["cifar_resnet", "mobilenetv2", "vit"])

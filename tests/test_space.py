@@ -9,12 +9,12 @@ from families import FAMILIES, network, randomise, seeds, shares, space, structu
 from hypothesis import given, settings
 from torch import Tensor, nn
 
-from nasbench_grow.cost import count_macs
-from nasbench_grow.discovery import discover
-from nasbench_grow.errors import UserError
-from nasbench_grow.exactness import masked
-from nasbench_grow.space import Space
-from nasbench_grow.subnetwork import extract
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.cost.macs import count_macs
+from nasbench_grow.structure.discovery import discover
+from nasbench_grow.structure.exactness import masked
+from nasbench_grow.structure.space import Space
+from nasbench_grow.structure.subnetwork import extract
 
 few = settings(max_examples=5, deadline=None, derandomize=True, database=None)
 SOME = ["cifar_resnet", "resnext", "mobilenetv2", "regnety", "densenet", "vgg_bn", "dpn", "vit", "efficientnet_gn"]

@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import nasbench_grow
-from nasbench_grow import step_time
+from nasbench_grow.base.errors import UserError
 from nasbench_grow.cli import main
 from nasbench_grow.data.cache import FOLDER_VARIABLE
-from nasbench_grow.discovery import discover
-from nasbench_grow.errors import UserError
-from nasbench_grow.grower import Grower
-from nasbench_grow.presets import PRESETS, Preset
-from nasbench_grow.selection import select, uniform_keys
-from nasbench_grow.space import Space
-from nasbench_grow.step_time import StepTime, Timing, share_of_dense
+from nasbench_grow.growing.grower import Grower
+from nasbench_grow.growing.presets import PRESETS, Preset
+from nasbench_grow.structure import step_time
+from nasbench_grow.structure.discovery import discover
+from nasbench_grow.structure.selection import select, uniform_keys
+from nasbench_grow.structure.space import Space
+from nasbench_grow.structure.step_time import StepTime, Timing, share_of_dense
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 

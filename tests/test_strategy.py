@@ -17,11 +17,11 @@ from nni.nas.experiment import NasExperiment, NasExperimentConfig
 from nni.nas.nn.pytorch import ModelSpace
 from torch import nn
 
-from nasbench_grow import registry
-from nasbench_grow.contract import Batch
-from nasbench_grow.cost import count_macs
-from nasbench_grow.errors import UserError
-from nasbench_grow.strategy import GrowableSpace, GrowingStrategy
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract.task import Batch
+from nasbench_grow.cost.macs import count_macs
+from nasbench_grow.growing.strategy import GrowableSpace, GrowingStrategy
+from nasbench_grow.harness import registry
 from nasbench_grow.tasks.digits import Digits
 
 EPOCHS = 3

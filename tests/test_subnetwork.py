@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from nasbench_grow.discovery import discover
-from nasbench_grow.space import Space
-from nasbench_grow.subnetwork import absorb, carry_optimizer, extract, silence
+from nasbench_grow.structure.discovery import discover
+from nasbench_grow.structure.space import Space
+from nasbench_grow.structure.subnetwork import absorb, carry_optimizer, extract, silence
 
 few = settings(max_examples=5, deadline=None, derandomize=True, database=None)
 FAMILIES = ["cifar_resnet", "efficientnet_gn", "vit"]

@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from nasbench_grow.base.errors import UserError
 from nasbench_grow.data import cache
 from nasbench_grow.data.classification import ImageClassification
 from nasbench_grow.data.images import ImageSplit, Normalisation
 from nasbench_grow.data.raw import RawImages
-from nasbench_grow.errors import UserError
 from nasbench_grow.tasks import cifar10, fashion_mnist
 from nasbench_grow.tasks.cifar10 import Cifar10
 from nasbench_grow.tasks.cifar10_16px import Cifar10At16Pixels

@@ -9,12 +9,14 @@ from typing import Any, Literal
 import pytest
 from cells import small_cell
 
-from baselines.grow import Grow
-from nasbench_grow import cli, registry, results, variants
-from nasbench_grow.errors import UserError
+from nasbench_grow import cli, results
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.baselines.grow import Grow
+from nasbench_grow.contract import settings as variants
+from nasbench_grow.growing.presets import PRESETS
+from nasbench_grow.harness import registry
 from nasbench_grow.harness.profiles import Grid, Profile
 from nasbench_grow.harness.reproduce import cells_of
-from nasbench_grow.presets import PRESETS
 from nasbench_grow.report.protocol import is_growing
 
 GRID = Grid(("digits",), ("tiny_network",), budgets=(0.5,), seeds=(0,), epochs=1, train_samples=64)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nasbench_grow.contract import Splits
+from nasbench_grow.contract.task import Splits
 from nasbench_grow.tasks.digits import Digits
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)

@@ -16,7 +16,7 @@ from nasbench_grow.backbones import (  # noqa: F401  (importing registers)
     lstm,
 )
 from nasbench_grow.backbones.registering import SUMMARIES
-from nasbench_grow.errors import UserError, unknown
+from nasbench_grow.base.errors import UserError, unknown
 
 __all__ = ["SUMMARIES", "create"]
 

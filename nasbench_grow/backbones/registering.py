@@ -9,7 +9,7 @@ from typing import Any
 from timm.models import register_model
 from torch import nn
 
-from nasbench_grow.errors import UserError
+from nasbench_grow.base.errors import UserError
 
 SUMMARIES: dict[str, str] = {}
 """One line for each registered backbone, by name: the first line of its docstring."""

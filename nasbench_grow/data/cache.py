@@ -19,8 +19,8 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from nasbench_grow.base.errors import UserError
 from nasbench_grow.data.raw import Raw
-from nasbench_grow.errors import UserError
 
 FOLDER_VARIABLE = "NASBENCH_GROW_DATA"
 

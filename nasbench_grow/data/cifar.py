@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from nasbench_grow.contract import Recipe
+from nasbench_grow.contract.task import Recipe
 from nasbench_grow.data import cache
 from nasbench_grow.data.images import Augmentation
 from nasbench_grow.data.raw import RawImages

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nasbench_grow.contract import Split, Splits, Task
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract.task import Split, Splits, Task
 from nasbench_grow.data.evaluating import evaluating
 from nasbench_grow.data.images import Augmentation, ImageSplit, ImageTrainSplit, Normalisation
 from nasbench_grow.data.raw import RawImages
 from nasbench_grow.data.splits import balanced_subset, hold_out
-from nasbench_grow.errors import UserError
 
 
 class Classification(Task):
@@ -52,7 +52,7 @@ class ImageClassification(Classification):
         return None
 
     def load(self, device: torch.device, train_samples: int | None = None) -> Splits:
-        """The splits on ``device``; see :meth:`nasbench_grow.contract.Task.load`.
+        """The splits on ``device``; see :meth:`nasbench_grow.contract.method.Task.load`.
 
         Raises:
             UserError: the data cannot be had, or ``train_samples`` is not in [classes, training samples].

@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from nasbench_grow.contract import Batch
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract.task import Batch
 from nasbench_grow.data.images import Normalisation, WholeBatches, epoch_seed
-from nasbench_grow.errors import UserError
 
 Sample = TypeVar("Sample")
 Shown = tuple[Tensor, Tensor]

@@ -9,9 +9,9 @@ import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 from torchvision.transforms import v2
 
+from nasbench_grow.base.errors import UserError
 from nasbench_grow.data.decoding import DecodedSplit, DecodedTrainSplit, Shown, read_image
 from nasbench_grow.data.images import Normalisation
-from nasbench_grow.errors import UserError
 
 Sample = tuple[str, int]
 """File and class of one image."""

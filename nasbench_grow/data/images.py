@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nasbench_grow.contract import Batch
+from nasbench_grow.contract.task import Batch
 
 
 @cache

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nasbench_grow.contract import Batch, Recipe, Split, Splits, Task, TrainSplit
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract.task import Batch, Recipe, Split, Splits, Task, TrainSplit
 from nasbench_grow.data.evaluating import evaluating
 from nasbench_grow.data.raw import RawText
 from nasbench_grow.data.text import TextSplit, TextTrainSplit
-from nasbench_grow.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from nasbench_grow.contract import Batch
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract.task import Batch
 from nasbench_grow.data.decoding import DecodedSplit, DecodedTrainSplit, Shown, read_image
 from nasbench_grow.data.images import ImageSplit, Normalisation, WholeBatches, epoch_seed
 from nasbench_grow.data.segmentation import VOID
-from nasbench_grow.errors import UserError
 
 Pair = tuple[Path, Path]
 """Files of an image and of its mask."""

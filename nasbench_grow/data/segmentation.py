@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nasbench_grow.contract import Recipe, Split, Task
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.base.parallel import mean_over_processes
+from nasbench_grow.contract.task import Recipe, Split, Task
 from nasbench_grow.data.evaluating import evaluating
 from nasbench_grow.data.splits import balanced_subset
-from nasbench_grow.errors import UserError
-from nasbench_grow.parallel import mean_over_processes
 
 VOID = 255
 """The class of pixels that count for nothing, in every target."""

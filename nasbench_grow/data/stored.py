@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar, cast
 
-from nasbench_grow.contract import Task
+from nasbench_grow.contract.task import Task
 from nasbench_grow.data import cache
 from nasbench_grow.data.classification import ImageClassification
 from nasbench_grow.data.raw import Raw, RawImages

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nasbench_grow.contract import Batch
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract.task import Batch
 from nasbench_grow.data.raw import RawText
-from nasbench_grow.errors import UserError
 
 
 def encode(texts: Mapping[Path, Sequence[str]], vocabulary: Sequence[str]) -> list[Tensor]:

@@ -6,9 +6,9 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from nasbench_grow.base.errors import UserError
 from nasbench_grow.data.cache import Source, SourceError
 from nasbench_grow.data.raw import Raw
-from nasbench_grow.errors import UserError
 
 SILENCE_LIMIT_S = 30
 """A server that says nothing for so long is given up; torchvision itself would wait for ever."""

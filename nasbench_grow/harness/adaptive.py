@@ -1,7 +1,7 @@
 """The adaptive batch: as a network gets smaller, its batch grows, so that a step takes the memory of a dense one.
 
 The memory is that of the activations kept for the backward pass, the bound what the dense network takes with the
-recipe's batch. The learning rate follows the batch in proportion (:class:`nasbench_grow.clock.Clock`).
+recipe's batch. The learning rate follows the batch in proportion (:class:`nasbench_grow.contract.clock.Clock`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from nasbench_grow.contract import Batch
+from nasbench_grow.contract.task import Batch
 from nasbench_grow.harness.measure import activation_bytes
 
 LARGEST = 16

@@ -7,8 +7,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nasbench_grow import registry
-from nasbench_grow.errors import UserError
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.harness import registry
 
 PROTOCOL = 1
 """Raise this when the harness changes so that finished records no longer compare; a method has its own ``version``."""

@@ -9,8 +9,8 @@ from statistics import median
 
 import torch
 
-from nasbench_grow import registry
-from nasbench_grow.cost import count_macs
+from nasbench_grow.cost.macs import count_macs
+from nasbench_grow.harness import registry
 from nasbench_grow.harness.cell import Cell
 from nasbench_grow.harness.progress import duration
 from nasbench_grow.harness.store import Record, Store

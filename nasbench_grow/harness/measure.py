@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nasbench_grow import parallel
+from nasbench_grow.base import parallel
 from nasbench_grow.harness import heap
 
 _PACKAGES = ("torch", "timm", "fvcore", "torch-pruning", "numpy")

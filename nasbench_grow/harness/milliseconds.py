@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from nasbench_grow import registry
-from nasbench_grow.discovery import discover
-from nasbench_grow.errors import UserError
-from nasbench_grow.step_time import StepTime, Timing, share_of_dense
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.harness import registry
+from nasbench_grow.structure.discovery import discover
+from nasbench_grow.structure.step_time import StepTime, Timing, share_of_dense
 
 
 def share_of_cell(budget_ms: float, *, method: str, task: str, backbone: str, setup: str) -> float:

@@ -22,8 +22,9 @@ from typing import IO, Any
 import torch
 from torch import distributed as dist
 
-from nasbench_grow import parallel, registry
-from nasbench_grow.errors import UserError
+from nasbench_grow.base import parallel
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.harness import registry
 from nasbench_grow.harness.cell import Cell
 from nasbench_grow.harness.setups import Setup
 from nasbench_grow.harness.store import ReadOnlyStore, Record, Store

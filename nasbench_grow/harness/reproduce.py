@@ -13,8 +13,9 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 
-from nasbench_grow import registry, variants
-from nasbench_grow.errors import UserError, unknown
+from nasbench_grow.base.errors import UserError, unknown
+from nasbench_grow.contract import settings as variants
+from nasbench_grow.harness import registry
 from nasbench_grow.harness.cell import Cell, make_cell
 from nasbench_grow.harness.profiles import Grid, Profile
 from nasbench_grow.harness.progress import CellsBar, epoch_bar

@@ -19,18 +19,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from nasbench_grow import parallel, registry
-from nasbench_grow.architecture import describe
-from nasbench_grow.contract import Batch, Job, Method, Split, Splits, Task
-from nasbench_grow.cost import TrainingMeter, count_macs
-from nasbench_grow.devices import DEVICE_ERRORS
-from nasbench_grow.errors import UserError
-from nasbench_grow.harness import measure, ranks
+from nasbench_grow.base import parallel
+from nasbench_grow.base.devices import DEVICE_ERRORS
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract.method import Job, Method
+from nasbench_grow.contract.task import Batch, Split, Splits, Task
+from nasbench_grow.cost.macs import TrainingMeter, count_macs
+from nasbench_grow.harness import measure, ranks, registry
 from nasbench_grow.harness.adaptive import AdaptiveBatch
 from nasbench_grow.harness.cell import Cell
 from nasbench_grow.harness.setups import ADAPTIVE, PARALLEL
 from nasbench_grow.harness.store import RECORD_FIELDS, Record, Store
-from nasbench_grow.step_time import Timing
+from nasbench_grow.structure.architecture import describe
+from nasbench_grow.structure.step_time import Timing
 
 Progress = Callable[[dict[str, Any]], None]
 """Told the history entry of every epoch: those of an earlier, interrupted run first, at once."""

@@ -20,8 +20,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from nasbench_grow.errors import UserError
-from nasbench_grow.files import write_whole
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.base.files import write_whole
 
 Record = dict[str, Any]
 
@@ -89,7 +89,7 @@ class Store:
         self._write(self._path("histories", key), _HISTORY.format(key=key, lines=lines).encode())
 
     def architecture(self, key: str) -> str | None:
-        """What :func:`nasbench_grow.architecture.describe` said of a finished cell's network, or None."""
+        """What :func:`nasbench_grow.structure.architecture.describe` said of a finished cell's network, or None."""
         path = self._path("architectures", key)
         try:
             return path.read_text(encoding="utf-8")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import matplotlib
 
-from nasbench_grow import results
-from nasbench_grow.errors import UserError
+from nasbench_grow.base.errors import UserError
 from nasbench_grow.report import documents, tables
+from nasbench_grow.report import frames as results
 from nasbench_grow.report.figures import draw
 from nasbench_grow.report.missing import missing
 from nasbench_grow.report.output import figures_shown, rendered, write_file

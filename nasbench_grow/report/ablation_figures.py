@@ -11,13 +11,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nasbench_grow.contract.settings import split
 from nasbench_grow.report.ablation_tables import BASELINE
 from nasbench_grow.report.figures import draw_trade_off, limits
 from nasbench_grow.report.statistics import estimate
 from nasbench_grow.report.studies import Study
 from nasbench_grow.report.style import appearance
 from nasbench_grow.report.wording import MINUS
-from nasbench_grow.variants import split
 
 _SEED_COLOUR = "#9A9A9A"
 _ROW_INCHES = 0.34

@@ -13,10 +13,10 @@ import matplotlib
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from nasbench_grow import results
-from nasbench_grow.errors import UserError
+from nasbench_grow.base.errors import UserError
 from nasbench_grow.harness.ablations import QUESTIONS, Question
 from nasbench_grow.report import ablation_figures, ablation_tables, documents, marked
+from nasbench_grow.report import frames as results
 from nasbench_grow.report.figures import Widths
 from nasbench_grow.report.output import rendered, write_file
 from nasbench_grow.report.protocol import Block, blocks, provenance

@@ -17,7 +17,7 @@ from nasbench_grow.report.statistics import Estimate, estimate
 from nasbench_grow.report.style import appearance, label_ends
 
 Widths = Callable[[list[str]], pd.DataFrame]
-"""Gives the widths of every layer and epoch of some runs, as :func:`nasbench_grow.results.widths`."""
+"""Gives the widths of every layer and epoch of some runs, as :func:`nasbench_grow.report.frames.widths`."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from nasbench_grow.errors import UserError, unknown
+from nasbench_grow.base.errors import UserError, unknown
 
 _MARKER = re.compile(r"<!-- (/?)ablation(?: (\S+))? -->")
 

@@ -14,8 +14,8 @@ def missing(frame: pd.DataFrame) -> pd.DataFrame:
     """The cells without a good record, a row for each method and budget with the seeds that it lacks.
 
     Args:
-        frame: cells as :func:`nasbench_grow.results.load` gives them. Their profiles and set-ups say what was planned;
-            cells of no profile, or of one that is not known here, plan nothing.
+        frame: cells as :func:`nasbench_grow.report.frames.load` gives them. Their profiles and set-ups say what was
+            planned; cells of no profile, or of one that is not known here, plan nothing.
     """
     finished = set(frame.loc[frame["status"] == "ok", "run_key"])
     planned = frame[frame["profile"].isin(list(PROFILES))]

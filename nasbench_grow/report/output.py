@@ -8,8 +8,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from nasbench_grow.errors import UserError
-from nasbench_grow.files import write_whole
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.base.files import write_whole
 
 
 def rendered(figure: Figure) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from nasbench_grow import variants
+from nasbench_grow.contract import settings as variants
 from nasbench_grow.harness.cell import DEFAULT_EPOCHS
 
 PROTOCOL = ["task", "backbone", "setup", "epochs", "train_samples"]
@@ -117,7 +117,7 @@ class Block:
 
 
 def blocks(frame: pd.DataFrame) -> list[Block]:
-    """One block for each protocol found in a frame of cells (as :func:`nasbench_grow.results.load` gives it).
+    """One block for each protocol found in a frame of cells (as :func:`nasbench_grow.report.frames.load` gives it).
 
     Where a method, budget and seed was run more than once under a protocol (say, by two versions of the code), the
     newest cell stands for it: counting both would make one seed look like two.

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from nasbench_grow import variants
+from nasbench_grow.contract import settings as variants
 from nasbench_grow.report.pairs import differences, pair, pair_text
 from nasbench_grow.report.protocol import PROTOCOL, Block, is_growing, largest_step, paid
 from nasbench_grow.report.statistics import estimate

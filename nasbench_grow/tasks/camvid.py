@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from nasbench_grow.contract import Splits
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract.task import Splits
 from nasbench_grow.data import cache
 from nasbench_grow.data.images import ImageSplit, Normalisation
 from nasbench_grow.data.segmentation import PolyRecipe, Segmentation, choose_train
-from nasbench_grow.errors import UserError
 
 PARTS = ("train", "val", "test")
 VOID_IN_FILES = 11

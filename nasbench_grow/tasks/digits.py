@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nasbench_grow.contract import Recipe
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract.task import Recipe
 from nasbench_grow.data.classification import ImageClassification
 from nasbench_grow.data.images import Augmentation, Normalisation
 from nasbench_grow.data.raw import RawImages
 from nasbench_grow.data.splits import hold_out
-from nasbench_grow.errors import UserError
 
 TEST_SAMPLES = 300
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn import functional as F
 
-from nasbench_grow.contract import Recipe
+from nasbench_grow.contract.task import Recipe
 from nasbench_grow.data import cache, torchvision_download
 from nasbench_grow.data.idx import read_idx
 from nasbench_grow.data.images import Augmentation, Normalisation

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from nasbench_grow.contract import Recipe, Splits
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract.task import Recipe, Splits
 from nasbench_grow.data import cache
 from nasbench_grow.data.classification import Classification, choose_train
 from nasbench_grow.data.images import Normalisation
 from nasbench_grow.data.splits import hold_out
-from nasbench_grow.errors import UserError
 
 
 class ImageNet(Classification):

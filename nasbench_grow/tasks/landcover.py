@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nasbench_grow.contract import Splits
+from nasbench_grow.contract.task import Splits
 from nasbench_grow.data import cache, wheel
 from nasbench_grow.data.images import ImageSplit, Normalisation
 from nasbench_grow.data.raw import RawImages

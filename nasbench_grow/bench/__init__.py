@@ -1,1 +1,0 @@
-"""Measures what the suite promises about time and memory: ``python -m nasbench_grow.bench`` (``make bench``)."""

@@ -1,0 +1,1 @@
+"""What tasks, methods and whoever runs them know of each other."""

@@ -1,0 +1,133 @@
+"""What a task gives: data, loss, metric and the recipe by which every method trains on it."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a task is trained: the same for every method (fair comparison)."""
+
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 0.05
+    """Share of the steps over which the learning rate rises linearly from zero."""
+
+    def for_samples(self, samples: int | None) -> Recipe:
+        """The recipe for a run on that many training samples (None: all of them).
+
+        Few samples make few steps, so the batch shrinks with them: the largest power of two that leaves 80 steps an
+        epoch, but at least 32, the learning rate in proportion.
+        """
+        if samples is None:
+            return self
+        batch_size = min(self.batch_size, max(32, 2 ** int(math.log2(max(1, samples // 80)))))
+        return replace(self, batch_size=batch_size, learning_rate=self.learning_rate * batch_size / self.batch_size)
+
+    def learning_rate_at(self, progress: float) -> float:
+        """Linear warm-up, then a cosine to zero; ``progress`` in [0, 1] is the share of the steps done."""
+        if progress < self.warmup:
+            return self.learning_rate * progress / self.warmup
+        rest = (progress - self.warmup) / (1 - self.warmup)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * rest))
+
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """SGD with Nesterov momentum; no weight decay on normalisation parameters and biases (1-d tensors)."""
+        decayed = [p for p in network.parameters() if p.ndim > 1]
+        plain = [p for p in network.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        groups = [group for group in groups if group["params"]]
+        fused = all(p.device.type in ("cpu", "cuda") for p in decayed + plain)  # one kernel for all parameters
+        return torch.optim.SGD(
+            groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.momentum > 0, fused=fused
+        )
+
+
+class Split(Protocol):
+    """One fixed part of a data set: training, validation or test."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        ...
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Every sample once, in a fixed order, not augmented: for evaluation."""
+        ...
+
+
+class TrainSplit(Split, Protocol):
+    """A training split: also gives shuffled, augmented epochs."""
+
+    def epoch(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        """The batches of one epoch, a pure function of the arguments (so that a run can resume). Drops the last
+        incomplete batch unless it is the only one."""
+        ...
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Number of batches that :meth:`epoch` yields."""
+        ...
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three fixed splits of a task."""
+
+    train: TrainSplit
+    val: Split
+    test: Split
+
+
+class Task(ABC):
+    """A data set with its loss, metric and recipe. One file in ``nasbench_grow/tasks`` each."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    metric: ClassVar[str]
+    higher_is_better: ClassVar[bool] = True
+    num_classes: ClassVar[int]
+    input_shape: ClassVar[tuple[int, ...]]
+    """Shape of one input without the batch axis, e.g. (3, 32, 32)."""
+    recipe: ClassVar[Recipe] = Recipe()
+    batch_may_change: ClassVar[bool] = True
+    """False where the batches of an epoch go on from each other row by row."""
+
+    @abstractmethod
+    def load(self, device: torch.device, train_samples: int | None = None) -> Splits:
+        """The splits, on ``device``; ``train_samples`` keeps that many training samples (a fixed, balanced choice)
+        and leaves validation and test whole. Raises UserError where the data cannot be had."""
+
+    @abstractmethod
+    def loss(self, output: Any, target: Tensor) -> Tensor:
+        """Scalar training loss (mean over the batch)."""
+
+    @abstractmethod
+    def evaluate(self, network: nn.Module, split: Split, batch_size: int = 512) -> float:
+        """The metric of ``network`` (put in eval mode, restored after) over a whole split; a share as a fraction."""
+
+    def fetch(self) -> Path | None:
+        """Finds or downloads the data; returns where they lie, None if the task makes them itself."""
+        return None
+
+    def initialise(self, network: nn.Module, train: TrainSplit) -> None:  # noqa: B027 (most data tell nothing)
+        """Set, in place, those initial weights of a network just built that the training data tell: here none."""
+
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of what a network must give for one input, without the batch axis: a logit for each class."""
+        return (self.num_classes,)
+
+    def example(self) -> Tensor:
+        """One zero input with a batch axis of 1, float32: for tracing and counting."""
+        return torch.zeros(1, *self.input_shape)

@@ -1,0 +1,280 @@
+"""What a network costs: multiply-accumulates (MACs) of a forward pass, and of a whole training run.
+
+One definition holds everywhere: convolutions, matrix products, attention and recurrent layers cost their
+multiply-accumulates; normalisation, pooling, activations, biases and element-wise operations cost nothing. The MACs of
+a convolution or linear layer are therefore the size of its weight times the number of positions it is applied to.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from nasbench_grow.base.devices import DEVICE_ERRORS
+from nasbench_grow.base.errors import UserError
+
+if TYPE_CHECKING:
+    from fvcore.nn.jit_analysis import JitModelAnalysis
+
+Example = Tensor | tuple[Tensor, ...]
+
+_MULTIPLIES = re.compile(
+    r"(?!aten::)|aten::(?!_*upsample).*("
+    r"conv(?!ert)|linear(?!_comb)|mm(_|$)|matmul|addmv|dot|inner|kron|attention|lstm|gru|rnn|fft|linalg_(?!.*norm)|cdist)"
+)
+"""Operations not to be passed over in silence: every one outside ATen, and those whose name tells of products."""
+
+
+def count_macs(model: nn.Module, example: Example) -> int:
+    """Multiply-accumulates of one forward pass in evaluation mode, for one sample.
+
+    The pass is traced on ``example`` and its count divided by the batch size, the length of the first axis of the
+    (first) tensor. Every rule is a closed form: weight size times positions, summed over the calls, for convolutions,
+    linear and recurrent layers; L * S * (E + E_v) per head for attention, fused or not, masked or not (L queries of
+    E features, S keys, values of E_v features). The model is left as it was.
+
+    Args:
+        model: any module that ``torch.jit.trace`` can follow.
+        example: one input tensor with a batch axis in front, or a tuple of tensors (one per argument of ``forward``).
+
+    Raises:
+        UserError: where the model cannot be traced on ``example``.
+
+    Warns:
+        UserWarning: names the operations that have no rule and so counted as zero (see :func:`uncounted_ops`).
+    """
+    trace = _trace(model, example)
+    _warn_uncounted(trace)
+    return _per_sample(trace.total(), example)
+
+
+def macs_by_module(model: nn.Module, example: Example) -> dict[str, int]:
+    """The same count, split over the modules that do the multiplying: ``{"conv1": 442368, ...}``.
+
+    A module's own operations count for it and not for its parents, so that the values sum to :func:`count_macs`
+    (but for rounding); modules without any are left out. Products outside a leaf module, such as those of attention,
+    appear under the module whose ``forward`` writes them (``""`` for the model itself), and a module used at several
+    places appears once, under its first name.
+    """
+    trace = _trace(model, example)
+    _warn_uncounted(trace)
+    own = dict(trace.by_module())
+    for name, total in trace.by_module().items():
+        if name:
+            own[name.rpartition(".")[0]] -= total
+    return {name: _per_sample(macs, example) for name, macs in own.items() if macs}
+
+
+def uncounted_ops(model: nn.Module, example: Example) -> dict[str, int]:
+    """How often the forward pass calls each operation that seems to multiply, yet has no rule and counts as zero.
+
+    Custom autograd functions and operators of compiled extensions appear here, as do Fourier transforms and matrix
+    decompositions. Where the dict is empty, :func:`count_macs` is complete.
+    """
+    return _uncounted(_trace(model, example))
+
+
+class TrainingMeter:
+    """Sums the multiply-accumulates of training over its optimizer steps.
+
+    A step costs 3 x forward MACs x batch size: the backward pass is taken as twice the forward pass, once for the
+    gradients of the inputs and once for those of the weights.
+
+    Args:
+        processes: how many share each batch equally; a step of one of them counts for all.
+    """
+
+    def __init__(self, processes: int = 1) -> None:
+        self._processes = processes
+        self._total = 0
+
+    @property
+    def total(self) -> int:
+        """MACs of all steps so far."""
+        return self._total
+
+    def step(self, macs: int, batch_size: int) -> None:
+        """Add one optimizer step of a network with ``macs`` forward MACs a sample."""
+        self._total += 3 * macs * batch_size * self._processes
+
+    def state_dict(self) -> dict[str, int]:
+        """The state to resume from."""
+        return {"total": self._total}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take up a state that :meth:`state_dict` gave."""
+        self._total = int(state["total"])
+
+
+def _per_sample(macs: int, example: Example) -> int:
+    first = example if isinstance(example, Tensor) else example[0]
+    return round(macs / first.shape[0])
+
+
+def _uncounted(trace: JitModelAnalysis) -> dict[str, int]:
+    return {op: calls for op, calls in sorted(trace.unsupported_ops().items()) if _MULTIPLIES.match(op)}
+
+
+def _warn_uncounted(trace: JitModelAnalysis) -> None:
+    if missing := _uncounted(trace):
+        warnings.warn(f"no rule to count {', '.join(missing)}: taken as 0 MACs", stacklevel=3)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; training flags and hooks are as before afterwards, even after an error."""
+    modules = list(model.modules())
+    training = [module.training for module in modules]
+    hooks = [(dict(module._forward_pre_hooks), dict(module._forward_hooks)) for module in modules]
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it would hide nn.MultiheadAttention's products in one opaque op
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        for module, flag, (before, after) in zip(modules, training, hooks, strict=True):
+            module.training = flag
+            for current, saved in ((module._forward_pre_hooks, before), (module._forward_hooks, after)):
+                current.clear()
+                current.update(saved)
+
+
+def _trace(model: nn.Module, example: Example) -> JitModelAnalysis:
+    """fvcore's tracer with the rules of this file instead of its own, already run."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript, which fvcore traces with, warns that it is deprecated
+        from fvcore.nn.jit_analysis import JitModelAnalysis
+
+        trace = JitModelAnalysis(model, example).set_op_handle(**_RULES)
+        trace.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        try:
+            with _evaluating(model):
+                trace.total()
+        except DEVICE_ERRORS:
+            raise
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            shapes = [tuple(x.shape) for x in ([example] if isinstance(example, Tensor) else example)]
+            raise UserError(
+                f"cannot count the MACs of {type(model).__name__} on an input of shape "
+                f"{', '.join(map(str, shapes))}: {reason}; "
+                "give an input that the model accepts and torch.jit.trace can follow"
+            ) from error
+    return trace
+
+
+# Rules: (inputs, outputs) of a traced operation -> its MACs. The values are torch._C.Value, which has no public type.
+
+
+def _shape(value: Any) -> list[int]:
+    return list(value.type().sizes())
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value.node().inputs())
+
+
+def _product(left: int) -> Callable[[list[Any], list[Any]], int]:
+    """A matrix product: the size of the output times the summed axis, the last of input ``left``."""
+
+    def macs(inputs: list[Any], outputs: list[Any]) -> int:
+        return math.prod(_shape(outputs[0])) * _shape(inputs[left])[-1]
+
+    return macs
+
+
+def _convolution(inputs: list[Any], outputs: list[Any], transposed: bool = False) -> int:
+    """Weight size times positions: those of the output, of the input where transposed."""
+    weight = _shape(inputs[1])
+    grid = _shape(inputs[0] if transposed else outputs[0])
+    spatial = len(weight) - 2
+    return math.prod(weight) * math.prod(grid[len(grid) - spatial :]) * math.prod(grid[: len(grid) - spatial - 1])
+
+
+def _general_convolution(inputs: list[Any], outputs: list[Any]) -> int:
+    return _convolution(inputs, outputs, transposed=bool(inputs[6].toIValue()))
+
+
+def _attention(inputs: list[Any], outputs: list[Any]) -> int:
+    """QKᵀ and AV of softmax attention; a mask saves nothing."""
+    query, key, value = (_shape(tensor) for tensor in inputs[:3])
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _recurrent(inputs: list[Any], outputs: list[Any]) -> int:
+    """Every weight matrix once per time step and sample; a packed sequence holds only the real time steps.
+
+    The weights are the last list among the inputs (the one before it, if any, is the initial state).
+    """
+    steps = math.prod(_shape(inputs[0])[:-1])
+    weights = [value for value in inputs if value.node().kind() == "prim::ListConstruct"][-1]
+    return steps * sum(math.prod(shape) for shape in map(_shape, _list(weights)) if len(shape) == 2)
+
+
+def _recurrent_cell(inputs: list[Any], outputs: list[Any]) -> int:
+    return math.prod(_shape(inputs[0])[:-1]) * sum(math.prod(_shape(weight)) for weight in inputs[2:4])
+
+
+_BROADCAST_AXES = "0123456789"  # names for the axes that an ellipsis stands for, aligned at the right
+
+
+def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
+    """Operands are contracted from left to right, each axis summed as soon as nothing to the right needs it."""
+    shapes = [_shape(operand) for operand in _list(inputs[1])]
+    left, arrow, result = inputs[0].toIValue().replace(" ", "").partition("->")
+    if not arrow:
+        result = "..." + "".join(axis for axis in left if left.count(axis) == 1)
+    result = result.replace("...", _BROADCAST_AXES)
+    terms, sizes = [], dict[str, int]()
+    for term, shape in zip(left.split(","), shapes, strict=True):
+        hidden = len(shape) - len(term.replace("...", ""))
+        terms.append(term.replace("...", _BROADCAST_AXES[len(_BROADCAST_AXES) - hidden :]))
+        for axis, size in zip(terms[-1], shape, strict=True):
+            sizes[axis] = max(size, sizes.get(axis, 1))
+    macs, kept = 0, set(terms[0]) & set("".join(terms[1:]) + result)
+    for i, term in enumerate(terms[1:], start=2):
+        later = set("".join(terms[i:]) + result)
+        joined = kept | (set(term) & (kept | later))
+        macs += math.prod(sizes[axis] for axis in joined)
+        kept = joined & later
+    return macs
+
+
+_RULES: dict[str, Callable[[list[Any], list[Any]], int]] = {
+    "aten::_convolution": _general_convolution,
+    "aten::_convolution_mode": _convolution,
+    "aten::conv1d": _convolution,
+    "aten::conv2d": _convolution,
+    "aten::conv3d": _convolution,
+    "aten::conv_transpose1d": lambda inputs, outputs: _convolution(inputs, outputs, transposed=True),
+    "aten::conv_transpose2d": lambda inputs, outputs: _convolution(inputs, outputs, transposed=True),
+    "aten::conv_transpose3d": lambda inputs, outputs: _convolution(inputs, outputs, transposed=True),
+    "aten::linear": _product(0),
+    "aten::matmul": _product(0),
+    "aten::mm": _product(0),
+    "aten::bmm": _product(0),
+    "aten::mv": _product(0),
+    "aten::dot": _product(0),
+    "aten::addmm": _product(1),
+    "aten::addbmm": _product(1),
+    "aten::baddbmm": _product(1),
+    "aten::einsum": _einsum,
+    "aten::scaled_dot_product_attention": _attention,
+    "aten::lstm": _recurrent,
+    "aten::gru": _recurrent,
+    "aten::rnn_tanh": _recurrent,
+    "aten::rnn_relu": _recurrent,
+    "aten::lstm_cell": _recurrent_cell,
+    "aten::gru_cell": _recurrent_cell,
+    "aten::rnn_tanh_cell": _recurrent_cell,
+    "aten::rnn_relu_cell": _recurrent_cell,
+}

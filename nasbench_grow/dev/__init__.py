@@ -1,0 +1,1 @@
+"""Tools that measure the suite itself: no user's command imports them."""

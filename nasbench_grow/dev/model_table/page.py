@@ -1,0 +1,118 @@
+"""The tables of ``docs/models.md``, computed from the records."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from nasbench_grow.dev.bench.record import Record, table
+from nasbench_grow.dev.model_table.kinds import KINDS
+from nasbench_grow.structure.exactness import TOLERANCE
+
+TARGET = 0.9
+"""Share of the convolutional families that must be exact."""
+_OUTPUT = "its channels are the model's output"
+
+
+def problem(record: Record) -> str | None:
+    """Why a family does not hold what the suite promises, in words; None if it does."""
+    if record["reason"]:
+        return str(record["reason"])
+    if not record["groups"]:
+        return "no channels can be removed"
+    for network in record["networks"]:
+        if network["error"] is None:
+            return "output is not a number"
+        if network["error"] > TOLERANCE:
+            return f"output differs by {network['error']:.1e}"
+        if network["macs"] != network["counted_macs"]:
+            return f"MACs are {network['counted_macs']}, not {network['macs']}"
+        if not all(loss < float("inf") for loss in network["losses"]):
+            return "loss is not finite"
+        if network["without_gradient"]:
+            return f"no gradient for {network['without_gradient'][0]}"
+    return None
+
+
+def tables(records: Sequence[Record], families: int) -> str:
+    """Everything that stands on the page, as Markdown; ``families`` is how many there are to be examined."""
+    if not records:
+        return "No records yet: `make model-table`"
+    parts = [_summary(records, complete=len(records) == families)]
+    if len(records) < families:
+        parts.append(f"**{len(records)} of {families} families are examined.** The others: `make model-table`")
+    for kind in (*KINDS.values(), None):
+        of_kind = [record for record in records if record.get("kind") == kind]
+        if of_kind:
+            parts += [f"### {kind or 'unknown'}", _table(of_kind)]
+    parts += ["### What stays whole", "\n".join(line for record in records for line in _whole(record))]
+    return "\n\n".join([*parts, _origin(records)])
+
+
+def _summary(records: Sequence[Record], complete: bool) -> str:
+    """How many families of each kind are exact, and the target, which is open until all families are examined."""
+    rows = []
+    for kind in KINDS.values():
+        of_kind = [record for record in records if record.get("kind") == kind]
+        exact = sum(problem(record) is None for record in of_kind)
+        share = exact / len(of_kind) if of_kind else 0.0
+        target, result = "", ""
+        if kind == "convolutional":
+            target = f"{TARGET:.0%}"
+            result = ("met" if share >= TARGET else "**not met**") if complete else "open"
+        rows.append([kind, len(of_kind), exact, f"{share:.0%}", target, result])
+    return table(["kind", "families", "exact", "share", "target", "result"], rows)
+
+
+def _table(records: Sequence[Record]) -> str:
+    header = ["family", "model", "pixels", "parameters", "groups", "filters", "layers", "removable MACs", "exact"]
+    cells: list[Callable[[Record], object]] = [
+        lambda record: record["family"],
+        lambda record: f"`{record['model']}`",
+        lambda record: record["size"],
+        lambda record: f"{record['parameters'] / 1e6:.1f} M",
+        lambda record: record["groups"],
+        lambda record: record["filters"],
+        lambda record: record["layers"],
+        lambda record: f"{record['removable']:.1%}",
+        lambda record: problem(record) or "yes",
+        lambda record: len(_fixed(record)),
+        lambda record: f"{record['discovery_s']:.0f} s",
+    ]
+    rows = [[_cell(cell, record) for cell in cells] for record in records]
+    return table([*header, "stays whole", "discovery"], rows)
+
+
+def _cell(cell: Callable[[Record], object], record: Record) -> str:
+    """The text of a cell, a dash where the examination did not come that far."""
+    try:
+        return str(cell(record)).replace("|", "\\|")
+    except KeyError:
+        return "\N{EN DASH}"
+
+
+def _fixed(record: Record) -> dict[str, str]:
+    """The modules whose channels cannot be removed beside those of the output, each with the reason."""
+    return {name: reason for name, reason in record["fixed"].items() if reason != _OUTPUT}
+
+
+def _whole(record: Record) -> list[str]:
+    """A line of a list about what stays whole in a model: each kind of reason, with how often and the first example."""
+    examples: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for name, reason in _fixed(record).items() if "fixed" in record else ():
+        kind, _, detail = reason.partition(" (")
+        examples[kind.partition(" to ")[0]].append((name, f"{kind} ({detail}" if detail else kind))
+    reasons = [f"{len(found)} as `{found[0][0]}`: {found[0][1]}" for found in examples.values()]
+    return [f"- {record['family']}: {'; '.join(reasons)}"] if reasons else []
+
+
+def _origin(records: Sequence[Record]) -> str:
+    """The line under the tables that says where their numbers come from."""
+    dates = sorted(record["started_at"][:10] for record in records)
+    machine, versions = records[0]["hardware"], records[0]["versions"]
+    codes = ", ".join(sorted({str(record["code_version"]) for record in records}))
+    return (
+        f"{len(records)} families of timm {versions['timm']}, examined from {dates[0]} to {dates[-1]} on "
+        f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB, PyTorch {versions['torch']}, "
+        f"torch-pruning {versions['torch-pruning']}; code {codes}."
+    )

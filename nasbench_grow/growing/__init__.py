@@ -1,0 +1,1 @@
+"""The growing method."""

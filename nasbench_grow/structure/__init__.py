@@ -1,0 +1,1 @@
+"""What of a network can be present or absent, and the physical networks that are left."""

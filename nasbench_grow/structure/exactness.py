@@ -1,0 +1,165 @@
+"""The definition that every sub-network is held to: the full network with its absent entries at zero.
+
+``masked`` computes that (at full price), so that extraction can be checked against it: by discovery, which trusts no
+coupling that it has not seen hold, and by the tests.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from nasbench_grow.base.devices import DEVICE_ERRORS
+from nasbench_grow.structure.space import ChannelGroup, Space
+from nasbench_grow.structure.subnetwork import extract
+
+TOLERANCE = 1e-8
+"""Largest accepted difference from the definition, as a share of the largest output, in double precision."""
+
+
+def masked(space: Space, model: nn.Module, present: Tensor, example: Tensor) -> Any:
+    """Output of the full ``model`` with every absent entry multiplied by zero (``f(x; w * m)``, section 3.1).
+
+    Normalisations across channels (layer norm, group norm with one group) take their statistics over the channels
+    that are present; absent layers return their input.
+    """
+    kept = space.resolved(present)
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        tensor: Tensor = parameter
+        for dim in range(tensor.ndim):
+            owner = space.owners.get((name, dim))
+            if owner is not None:
+                there = (owner < 0) | kept[owner.clamp(min=0)]
+                shape = [-1 if axis == dim else 1 for axis in range(tensor.ndim)]
+                tensor = tensor * there.to(tensor).view(shape)
+        tensors[name] = tensor
+    with _absent_layers(space, model, present), _norms_over_present(space, model, kept):
+        return functional_call(model, tensors, (example,))
+
+
+@contextmanager
+def _absent_layers(space: Space, model: nn.Module, present: Tensor) -> Iterator[None]:
+    """Lets absent layers return their input."""
+    given: dict[nn.Module, Tensor] = {}
+
+    def before(block: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+        given[block] = arguments[0]
+        return (arguments[0].clone(),)  # the block may work in place
+
+    def after(block: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
+        return given.pop(block)
+
+    hooks = []
+    for index, layer in enumerate(space.layers):
+        if not space.layer_present(present, index):
+            for path in layer.paths:
+                module = model.get_submodule(path)
+                hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _norms_over_present(space: Space, model: nn.Module, present: Tensor) -> Iterator[None]:
+    """Lets normalisations across channels see the present channels only."""
+    hooks = []
+    for name, module in model.named_modules():
+        owner = space.owners.get((f"{name}.weight", 0))
+        across = isinstance(module, nn.LayerNorm) or (isinstance(module, nn.GroupNorm) and module.num_groups == 1)
+        if owner is not None and across:
+            kept = torch.nonzero((owner < 0) | present[owner.clamp(min=0)]).flatten()
+            hooks.append(module.register_forward_hook(lambda *call, kept=kept: _over(kept, *call)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _over(kept: Tensor, module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
+    """What the norm (with the activation that timm's have inside) gives for the ``kept`` channels; zero elsewhere."""
+    given = arguments[0]
+    kept = kept.to(given.device)
+    first = isinstance(module, nn.GroupNorm) or (given.ndim == 4 and "2d" in type(module).__name__)
+    channel = 1 if first else given.ndim - 1
+    narrow = copy.copy(module)
+    parameters: dict[str, Any] = module._parameters
+    narrow._parameters = {key: None if full is None else full[kept] for key, full in parameters.items()}
+    if isinstance(narrow, nn.LayerNorm):
+        narrow.normalized_shape = (len(kept),)
+    elif isinstance(narrow, nn.GroupNorm):
+        narrow.num_channels = len(kept)
+    seen = narrow.forward(given.index_select(channel, kept))  # not by a call, which would run this hook again
+    return torch.zeros_like(output).index_copy(channel, kept, seen)
+
+
+def unfaithful(space: Space, model: nn.Module, example: Tensor) -> dict[str, str]:
+    """The channel groups and plain layers whose removal changes more than it should, each with what went wrong.
+
+    Compares extraction with the definition for a random half of all filters, with and without the plain layers (what
+    residual blocks leave is the identity by their definition); only where that fails, one by one.
+    """
+    generator = torch.Generator().manual_seed(0)
+    plain = [space.filters + index for index, layer in enumerate(space.layers) if layer.bypass]
+    thinned = _halved(space, space.groups, generator)
+    shallow = thinned.clone()
+    shallow[plain] = False
+    if _failure(space, model, example, thinned) is None and (
+        not plain or _failure(space, model, example, shallow, backward=True) is None
+    ):
+        return {}
+    reasons = {}
+    for group in space.groups:
+        failure = _failure(space, model, example, _halved(space, [group], generator))
+        if failure is not None:
+            reasons[group.name] = failure
+    for number in plain:
+        present = space.full()
+        present[number] = False
+        failure = _failure(space, model, example, present, backward=True)
+        if failure is not None:
+            reasons[space.layers[number - space.filters].name] = failure
+    return reasons or {group.name: "its filters leave only together with other groups'" for group in space.groups}
+
+
+def _halved(space: Space, groups: list[ChannelGroup], generator: torch.Generator) -> Tensor:
+    """Everything present, but of the given groups about half of the filters (an odd number)."""
+    present = space.full()
+    for group in groups:
+        leave = torch.randperm(group.size, generator=generator)[: group.size - (group.size // 4 * 2 + 1)]
+        present[group.start + leave] = False
+    return present
+
+
+def _failure(space: Space, model: nn.Module, example: Tensor, present: Tensor, backward: bool = False) -> str | None:
+    """Why the sub-network of ``present`` does not compute what the masked network does; None if it does.
+
+    With ``backward`` it must have gradients, too: an operation in place that followed an absent layer may overwrite
+    what the one before it saved for them.
+    """
+    with torch.set_grad_enabled(backward):
+        try:
+            small = extract(space, model, present)(example)
+            if backward:
+                small.sum().backward()
+        except DEVICE_ERRORS:
+            raise
+        except Exception as error:
+            cause = (str(error) or type(error).__name__).splitlines()[0]
+            return f"the network does not run without some of them ({cause})"
+    with torch.no_grad():
+        wanted = masked(space, model, present, example)
+    scale = float(wanted.abs().max()) + 1e-12
+    if small.shape != wanted.shape or float((small.detach() - wanted).abs().max()) > TOLERANCE * scale:
+        return "a part of the network mixes its channels in a way that removal changes"
+    return None

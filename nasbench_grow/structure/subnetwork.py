@@ -1,0 +1,214 @@
+"""Physical sub-networks: ordinary smaller modules that hold only the filters and layers that are present.
+
+``extract`` builds one from the full network (the *bank*, which keeps every weight), ``absorb`` writes it back after
+training, ``carry_optimizer`` and ``carry_state`` take the optimizer's and a recurrent network's state from one
+sub-network to the next. Between these calls nothing touches an absent structure (section 3.2).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nasbench_grow.structure import attention, recurrent
+from nasbench_grow.structure.space import Space
+
+
+def extract(space: Space, bank: nn.Module, present: Tensor) -> nn.Module:
+    """The sub-network of ``present``: copies of the bank's weights and buffers, cut to what is there.
+
+    Args:
+        space: the configuration space of ``bank``.
+        bank: the full network; not changed.
+        present: shape (structures,), bool; every channel group needs at least one filter.
+
+    Returns:
+        A module of the bank's classes in the bank's training mode; absent layers are ``nn.Identity``.
+    """
+    shared = {id(tensor): tensor for tensor in (*bank.parameters(), *bank.buffers())}
+    network = copy.deepcopy(bank, dict(shared))  # copies the modules but, by the memo, none of the tensors
+    for index, layer in enumerate(space.layers):
+        if not space.layer_present(present, index):
+            for path in layer.paths:
+                network.set_submodule(path, nn.Identity())
+    for prefix, module in network.named_modules():
+        for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is None:
+                continue
+            name = f"{prefix}.{key}" if prefix else key
+            small = _cut(space, present, name, tensor.detach())
+            if key in module._parameters:
+                module._parameters[key] = nn.Parameter(small, requires_grad=tensor.requires_grad)
+            else:
+                module._buffers[key] = small
+    fit(network, bank)
+    return recurrent.flatten(network)
+
+
+def fit(network: nn.Module, full: nn.Module) -> None:
+    """Sets the sizes that modules keep as attributes (channels, groups, features) from the shapes of their tensors.
+
+    Args:
+        network: the network to mend.
+        full: the network it was cut from, for what shapes alone do not say (channels per convolution group).
+    """
+    for name, module in network.named_modules():
+        original = full.get_submodule(name)
+        if isinstance(module, recurrent.RECURRENT):
+            recurrent.resize(module, original)
+        elif attention.is_attention(original):
+            attention.resize(module, original)
+        if not isinstance(getattr(module, "weight", None), Tensor):
+            continue
+        shape = module.weight.shape
+        if isinstance(module, nn.modules.conv._ConvNd):
+            assert isinstance(original, nn.modules.conv._ConvNd)
+            if module.transposed:
+                module.groups = original.groups * shape[0] // original.in_channels if original.groups > 1 else 1
+                module.in_channels, module.out_channels = shape[0], shape[1] * module.groups
+            else:
+                module.groups = original.groups * shape[0] // original.out_channels if original.groups > 1 else 1
+                module.in_channels, module.out_channels = shape[1] * module.groups, shape[0]
+        elif isinstance(module, nn.Linear):
+            module.out_features, module.in_features = shape
+        elif isinstance(module, nn.Embedding):
+            module.embedding_dim = shape[1]
+        elif isinstance(module, nn.GroupNorm):
+            assert isinstance(original, nn.GroupNorm)
+            if original.num_groups > 1:
+                module.num_groups = original.num_groups * shape[0] // original.num_channels
+            module.num_channels = shape[0]
+        elif isinstance(module, nn.LayerNorm):
+            module.normalized_shape = tuple(shape)
+        elif isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)):
+            module.num_features = shape[0]
+        elif isinstance(module, nn.PReLU):
+            module.num_parameters = shape[0]
+
+
+def absorb(space: Space, bank: nn.Module, present: Tensor, network: nn.Module) -> None:
+    """Writes the weights and persistent buffers of the sub-network of ``present`` back into the bank."""
+    tensors = bank.state_dict()
+    for name, small in network.state_dict().items():
+        _paste(space, present, name, tensors[name], small)
+
+
+def silence(space: Space, bank: nn.Module, before: Tensor, after: Tensor) -> None:
+    """Joins what is in ``after`` but not in ``before`` by zeros, so that both sub-networks compute the same.
+
+    The bank's consumers ignore a newborn filter at first, and a newborn layer adds nothing; what makes a filter keeps
+    its initial weights, and so do the filters inside a newborn layer, or nothing there could ever learn. A newborn
+    plain layer cannot be silent: it takes the place of the identity.
+    """
+    there_before, there_after = (space.resolved(space.effective(present)) for present in (before, after))
+    born = there_after & ~there_before
+    layers_born = born[space.filters :].tolist()
+    filters = born.clone()
+    for group in space.groups:
+        if group.layer is not None and layers_born[group.layer]:
+            filters[group.structures] = False
+    parameters = {name: parameter.detach() for name, parameter in bank.named_parameters()}
+    for name, dim in space.consumers:
+        owner = space.owners[name, dim]
+        ignored = torch.nonzero((owner >= 0) & filters[owner.clamp(min=0)]).flatten()
+        parameters[name].index_fill_(dim, ignored.to(parameters[name].device), 0)
+    for layer, newborn in zip(space.layers, layers_born, strict=True):
+        for name in layer.terminal if newborn else ():
+            parameters[name].zero_()
+
+
+def carry_optimizer(
+    space: Space,
+    before: tuple[Tensor, nn.Module, torch.optim.Optimizer],
+    after: tuple[Tensor, nn.Module, torch.optim.Optimizer],
+) -> None:
+    """Gives the optimizer of a new sub-network the state of the old one's.
+
+    State of the parameter's own shape (momentum) is carried entry by entry: surviving entries keep theirs bit by bit,
+    newborn ones start at zero, also where a structure left earlier and returns. Other state (step counts) is copied. A
+    parameter that was not there at all starts at zero too or, where an optimizer keeps other state, without any.
+
+    Args:
+        space: the configuration space of both.
+        before: ``present``, network and optimizer that ran; ``after``: those to run next.
+    """
+    old_present, old_network, old_optimizer = before
+    new_present, new_network, new_optimizer = after
+    old = dict(old_network.named_parameters())
+    kept = {key for state in old_optimizer.state.values() for key in state}
+    all_entrywise = all(
+        _is_entrywise(value, parameter) for parameter, state in old_optimizer.state.items() for value in state.values()
+    )
+    for name, parameter in new_network.named_parameters():
+        state = old_optimizer.state.get(old[name], {}) if name in old else {}
+        if not state and all_entrywise:
+            # A fused optimizer does not take some parameters with momentum and some without.
+            new_optimizer.state[parameter].update({key: torch.zeros_like(parameter) for key in kept})
+        for key, value in state.items():
+            if _is_entrywise(value, old[name]):
+                whole = value.new_zeros(space.shapes[name])
+                _paste(space, old_present, name, whole, value)
+                laid_out_alike = torch.empty_like(parameter, dtype=value.dtype)  # as fused optimizers need it
+                value = laid_out_alike.copy_(_cut(space, new_present, name, whole))
+            elif isinstance(value, Tensor):
+                value = value.clone()
+            new_optimizer.state[parameter][key] = value
+
+
+def _is_entrywise(value: Any, parameter: Tensor) -> bool:
+    """Whether a piece of an optimizer's state has an entry for every entry of its parameter."""
+    return isinstance(value, Tensor) and value.shape == parameter.shape
+
+
+def carry_state(space: Space, before: tuple[Tensor, nn.Module], after: tuple[Tensor, nn.Module]) -> None:
+    """Gives a new sub-network the running state of the old one: what a recurrent network hands from batch to batch, in
+    buffers that are not persistent. Surviving units keep their state, newborn ones start at zero.
+
+    Args:
+        space: the configuration space of both.
+        before: ``present`` and network that ran; ``after``: those to run next.
+    """
+    old_present, old_network = before
+    new_present, new_network = after
+    states = dict(old_network.named_buffers())
+    for name, _ in list(new_network.named_buffers()):
+        if name in states and name not in space.shapes:
+            state = states[name].detach()
+            full = [len(space.owners.get((name, dim), range(length))) for dim, length in enumerate(state.shape)]
+            whole = state.new_zeros(full)
+            _paste(space, old_present, name, whole, state)
+            path, _, key = name.rpartition(".")
+            new_network.get_submodule(path)._buffers[key] = _cut(space, new_present, name, whole)
+
+
+def _cut(space: Space, present: Tensor, name: str, tensor: Tensor) -> Tensor:
+    """A copy of what ``present`` keeps of a full tensor, in its memory layout."""
+    small = tensor
+    for dim in range(tensor.ndim):
+        kept = space.kept(present, (name, dim))
+        if kept is not None:
+            small = small.index_select(dim, kept.to(tensor.device))
+    if small is tensor:
+        return small.clone(memory_format=torch.preserve_format)
+    return small.contiguous(memory_format=torch.channels_last if is_channels_last(tensor) else torch.contiguous_format)
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether a tensor lies in memory with channels last and could not as well be said to lie in the default layout."""
+    return tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+
+
+def _paste(space: Space, present: Tensor, name: str, tensor: Tensor, small: Tensor) -> None:
+    """Writes ``small`` over the entries of a full tensor that ``present`` keeps."""
+    kept = [space.kept(present, (name, dim)) for dim in range(tensor.ndim)]
+    while kept and kept[-1] is None:  # whole trailing dimensions need no index: much faster for convolutions
+        kept.pop()
+    if not kept:
+        tensor.copy_(small)
+        return
+    lengths = zip(kept, tensor.shape[: len(kept)], strict=True)
+    indices = [torch.arange(length) if index is None else index for index, length in lengths]
+    tensor[torch.meshgrid(*(index.to(tensor.device) for index in indices), indexing="ij")] = small
