@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from nasbench_grow.contract.method import Job
-from nasbench_grow.contract.training import FixedNetwork
+from nasbench_grow.contract import FixedNetwork, Job
 
 
 class Dense(FixedNetwork):
@@ -13,7 +12,9 @@ class Dense(FixedNetwork):
 
     name = "dense"
     summary = "the whole network, trained by the recipe"
+    family = "control"
     uses_budget = False
+    aims_at_budget = False
 
     def choose(self, job: Job) -> nn.Module:
         """The backbone as it is."""

@@ -1,18 +1,20 @@
-"""The growing method with the ``paper`` preset: the published equations as they stand."""
+"""Growing by the paper's equations, with constants of ours: see :mod:`nasbench_grow.growing.relaxation`."""
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from nasbench_grow.baselines.grow import Grow
-from nasbench_grow.growing.presets import Preset
+from nasbench_grow.contract import Job, Method, Run
+from nasbench_grow.growing import relaxation
 
 
-class GrowPaper(Grow):
+class GrowPaper(Method):
     """Soft gates, Bernoulli sampling once an epoch, a proportional budget controller."""
 
     name = "grow-paper"
-    summary = "the same by the paper's equations: soft gates, Bernoulli sampling, proportional budget controller"
-    source = "Yuan, Savarese, Maire, arXiv 2007.15353"
-    version = 1  # its own: what the default preset went through since changed nothing here
-    preset: ClassVar[str | Preset] = "paper"
+    summary = "grow by the paper's equations: soft gates, Bernoulli sampling, proportional price; constants are ours"
+    family = "growing"
+    citation = "Yuan, Savarese, Maire, arXiv 2007.15353"
+    Settings = relaxation.RelaxationSettings
+
+    def run(self, job: Job) -> Run:
+        """Grows."""
+        return relaxation.run(job, self.settings)

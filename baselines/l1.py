@@ -10,23 +10,25 @@ hundredth of the first learning rate for a quarter of the epochs on top).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from nasbench_grow.base.errors import UserError
-from nasbench_grow.contract.method import Job, Method
-from nasbench_grow.contract.task import Batch
-from nasbench_grow.contract.training import train_steps
-from nasbench_grow.structure.discovery import discover
-from nasbench_grow.structure.selection import select
-from nasbench_grow.structure.space import Space
-from nasbench_grow.structure.subnetwork import carry_optimizer, extract
+from nasbench_grow import Space, select
+from nasbench_grow.contract import Job, Method, Run, check_share
 
-DENSE_SHARE = 0.5
-"""Share of the epochs before pruning."""
+
+@dataclass(frozen=True)
+class L1Settings:
+    """When the network is pruned."""
+
+    dense_share: float = 0.5
+    """Share of the epochs before pruning."""
+
+    def __post_init__(self) -> None:
+        """Refuses what is no share."""
+        check_share(self, "dense_share")
 
 
 class L1(Method):
@@ -34,56 +36,20 @@ class L1(Method):
 
     name = "l1"
     summary = "train dense for half the epochs, prune by L1 norm, fine-tune for the other half"
-    version = 2  # widths are rounded to the nearest allowed one
-    source = "Li et al., Pruning Filters for Efficient ConvNets, arXiv 1608.08710"
+    family = "pruning"
+    citation = "Li et al., Pruning Filters for Efficient ConvNets, arXiv 1608.08710"
+    Settings = L1Settings
+    version = 3  # prunes at that share of the steps, in the middle of an epoch if need be
 
-    def __init__(self, job: Job) -> None:
-        if job.epochs < 2:
-            raise UserError(f"l1 cannot run for {job.epochs} epoch: it prunes halfway; give --epochs 2 or more")
-        self.job = job
-        self.trained = job.build()
-        self.fast = job.accelerate(self.trained)
-        self.space = discover(self.trained, job.example)
-        self.present = self.space.full()
-        self.optimizer = job.recipe.optimizer(self.trained)
-        self.prune_at = int(DENSE_SHARE * job.epochs) * job.steps_per_epoch
-
-    def train_epoch(self, batches: Iterable[Batch]) -> float:
-        """Trains for an epoch, pruning before it when its time has come."""
-        if self.job.clock.end == self.prune_at:
-            dense_macs = self.space.macs(self.space.full())
-            keys = ranks_by_norm(self.space, self.trained)
-            self._become(select(self.space, keys, self.job.budget * dense_macs, self.job.granularity))
-        macs = self.space.macs(self.present)
-        return train_steps(self.job, self.fast, macs, self.optimizer, batches)
-
-    @torch.profiler.record_function("restructuring")
-    def _become(self, present: Tensor) -> None:
-        """Cuts the full network and its optimizer down to ``present``."""
-        small = extract(self.space, self.trained, present)
-        optimizer = self.job.recipe.optimizer(small)
-        carry_optimizer(self.space, (self.present, self.trained, self.optimizer), (present, small, optimizer))
-        self.trained, self.optimizer, self.present = small, optimizer, present
-        self.fast = self.job.accelerate(small)
-
-    def network(self) -> nn.Module:
-        """The network in training: dense before pruning, small after."""
-        return self.trained
-
-    def state_dict(self) -> dict[str, Any]:
-        """Structure, weights and optimizer."""
-        return {
-            "present": self.present,
-            "network": self.trained.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on after the epoch that ``state`` was taken at."""
-        if not bool(state["present"].all()):
-            self._become(state["present"])
-        self.trained.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    def run(self, job: Job) -> Run:
+        """Dense training, pruning, training."""
+        model = job.model()
+        yield from job.fit(model, epochs=self.settings.dense_share * job.epochs)
+        space = model.space
+        keys = ranks_by_norm(space, model.network)
+        model.resize(select(space, keys, job.budget * space.macs(space.full()), job.granularity))
+        yield from job.fit(model)
+        return model.network
 
 
 def filter_norms(space: Space, network: nn.Module) -> Tensor:

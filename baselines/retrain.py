@@ -1,46 +1,43 @@
-"""Retraining: the architecture that ``grow`` found in the same cell, trained from scratch by the recipe.
+"""Retraining: the architecture that another method found in the same cell, trained from scratch by the recipe.
 
-Beside ``uniform`` it tells whether the architecture is good, beside ``grow`` whether growing into it costs accuracy.
+Beside ``uniform`` it tells whether the architecture is good, beside the method itself whether arriving at it while
+training costs accuracy. What finding it took is billed as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Self
+from dataclasses import dataclass
 
 from torch import nn
 
-from nasbench_grow.base.errors import UserError
-from nasbench_grow.baselines.grow import Grow
-from nasbench_grow.contract.method import Job
-from nasbench_grow.contract.training import FixedNetwork
-from nasbench_grow.structure.architecture import rebuild
+from nasbench_grow import rebuild
+from nasbench_grow.contract import FixedNetwork, Job, MethodName
+
+GROW = MethodName("grow")
+
+
+@dataclass(frozen=True)
+class RetrainSettings:
+    """Whose architecture is trained."""
+
+    of: MethodName = GROW
 
 
 class Retrain(FixedNetwork):
-    """Trains what another method arrived at; ``retrain[...]`` takes the architecture of ``grow[...]``."""
+    """Trains what another method arrived at; ``retrain[of=grow[growth=0.3]]`` takes the architecture of a variant."""
 
     name = "retrain"
-    summary = "the architecture that grow found, trained from scratch"
-    source = "Liu et al., Rethinking the Value of Network Pruning, arXiv 1810.05270"
-    version = Grow.version
-    architecture_from = Grow.name
+    summary = "the architecture that grow (or another method) found, trained from scratch"
+    family = "control"
+    citation = "Liu et al., Rethinking the Value of Network Pruning, arXiv 1810.05270"
+    Settings = RetrainSettings
+    takes = "architecture"
 
-    @classmethod
-    def variant(cls, settings: Mapping[str, str]) -> type[Self]:
-        """The retraining of a variant of ``grow``."""
-        giver = Grow.variant(settings).name
-        attributes = {
-            "__module__": cls.__module__,
-            "name": cls.name + giver.removeprefix(Grow.name),
-            "architecture_from": giver,
-        }
-        return type(cls.__name__, (cls,), attributes)
+    @property
+    def source(self) -> str:
+        """The cell whose architecture is trained."""
+        return str(self.settings.of)
 
     def choose(self, job: Job) -> nn.Module:
         """The architecture with fresh weights, cut from the dense network's as those of ``uniform`` and ``random``."""
-        if job.architecture is None:
-            raise UserError(
-                f"{self.name} trains the architecture of a finished cell; give its text as job.architecture"
-            )
-        return rebuild(job.architecture, job.build())
+        return rebuild(job.source.architecture, job.build())

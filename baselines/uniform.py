@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from nasbench_grow.contract.method import Job
-from nasbench_grow.contract.training import FixedNetwork
-from nasbench_grow.structure.discovery import discover
-from nasbench_grow.structure.selection import select, uniform_keys
-from nasbench_grow.structure.subnetwork import extract
+from nasbench_grow import discover, extract, select, uniform_keys
+from nasbench_grow.contract import FixedNetwork, Job
 
 
 class Uniform(FixedNetwork):
@@ -16,10 +13,13 @@ class Uniform(FixedNetwork):
 
     name = "uniform"
     summary = "the same share of filters in every channel group, trained from the start"
-    source = "Howard et al., MobileNets, arXiv 1704.04861, section 3.3 (width multiplier)"
+    family = "control"
+    citation = "Howard et al., MobileNets, arXiv 1704.04861, section 3.3 (width multiplier)"
+    version = 2  # widths are rounded like everybody else's
 
     def choose(self, job: Job) -> nn.Module:
-        """The thinner backbone, exact to a filter: rounding widths would make them less uniform."""
+        """The thinner backbone."""
         model = job.build()
         space = discover(model, job.example)
-        return extract(space, model, select(space, uniform_keys(space), job.budget * space.macs(space.full())))
+        limit = job.budget * space.macs(space.full())
+        return extract(space, model, select(space, uniform_keys(space), limit, job.granularity))

@@ -13,35 +13,67 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nasbench_grow.base.errors import UserError
-    from nasbench_grow.cost.macs import TrainingMeter, count_macs
+    from nasbench_grow.contract import Callback, ElasticModel, FixedNetwork, Job, Method
+    from nasbench_grow.cost.macs import count_macs
+    from nasbench_grow.cost.meter import TrainingMeter
     from nasbench_grow.growing.api import Grown, grow
-    from nasbench_grow.growing.grower import Grower
-    from nasbench_grow.growing.presets import PRESETS, Preset
+    from nasbench_grow.growing.relaxation import RelaxationSettings
+    from nasbench_grow.growing.scaling import ScalingSettings, planned_layers
     from nasbench_grow.structure.architecture import describe, load, rebuild, save
     from nasbench_grow.structure.discovery import discover
-    from nasbench_grow.structure.selection import select
+    from nasbench_grow.structure.selection import select, uniform_keys
     from nasbench_grow.structure.space import Space
     from nasbench_grow.structure.subnetwork import absorb, carry_optimizer, extract
 
 _HOME = {
     "base.errors": ("UserError",),
-    "cost.macs": ("TrainingMeter", "count_macs"),
-    "growing.api": ("Grown", "grow"),
-    "growing.grower": ("Grower",),
-    "growing.presets": ("PRESETS", "Preset"),
-    "structure.architecture": ("describe", "load", "rebuild", "save"),
+    "contract": (
+        "Callback",
+        "ElasticModel",
+        "FixedNetwork",
+        "Job",
+        "Method",
+    ),
+    "cost.macs": ("count_macs",),
+    "cost.meter": ("TrainingMeter",),
+    "growing.api": (
+        "Grown",
+        "grow",
+    ),
+    "growing.relaxation": ("RelaxationSettings",),
+    "growing.scaling": (
+        "ScalingSettings",
+        "planned_layers",
+    ),
+    "structure.architecture": (
+        "describe",
+        "load",
+        "rebuild",
+        "save",
+    ),
     "structure.discovery": ("discover",),
-    "structure.selection": ("select",),
+    "structure.selection": (
+        "select",
+        "uniform_keys",
+    ),
     "structure.space": ("Space",),
-    "structure.subnetwork": ("absorb", "carry_optimizer", "extract"),
+    "structure.subnetwork": (
+        "absorb",
+        "carry_optimizer",
+        "extract",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
-    "PRESETS",
-    "Grower",
+    "Callback",
+    "ElasticModel",
+    "FixedNetwork",
     "Grown",
-    "Preset",
+    "Job",
+    "Method",
+    "RelaxationSettings",
+    "ScalingSettings",
     "Space",
     "TrainingMeter",
     "UserError",
@@ -53,9 +85,11 @@ __all__ = [
     "extract",
     "grow",
     "load",
+    "planned_layers",
     "rebuild",
     "save",
     "select",
+    "uniform_keys",
 ]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shlex
 import signal
 import sys
@@ -188,8 +187,9 @@ def _results(parser: _Parser, default: str = "results") -> None:
 
 
 def _names(text: str) -> list[str]:
-    names = re.split(r",(?![^\[]*\])", text)  # not at the commas within the brackets of a variant
-    return [name.strip() for name in names if name.strip()]
+    from nasbench_grow.contract.settings import split_list
+
+    return [name.strip() for name in split_list(text) if name.strip()]
 
 
 def _budget(text: str) -> float | str:

@@ -1,1 +1,29 @@
-"""What tasks, methods and whoever runs them know of each other."""
+"""What tasks, methods and whoever runs them know of each other; see ``docs/adding-a-method.md``."""
+
+from nasbench_grow.contract.callback import Callback
+from nasbench_grow.contract.job import DivergedError, Job, Stage
+from nasbench_grow.contract.method import FixedNetwork, Method, Run
+from nasbench_grow.contract.settings import MethodName, check_share
+from nasbench_grow.contract.source import Source
+from nasbench_grow.contract.task import Batch, Recipe, Split, Splits, Task, TrainSplit
+from nasbench_grow.structure.elastic import ElasticModel
+
+__all__ = [
+    "Batch",
+    "Callback",
+    "DivergedError",
+    "ElasticModel",
+    "FixedNetwork",
+    "Job",
+    "Method",
+    "MethodName",
+    "Recipe",
+    "Run",
+    "Source",
+    "Split",
+    "Splits",
+    "Stage",
+    "Task",
+    "TrainSplit",
+    "check_share",
+]

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
 
 from torch import Tensor
-
-_Batch = TypeVar("_Batch")
 
 
 class Clock:
@@ -20,23 +17,16 @@ class Clock:
     """
 
     def __init__(self) -> None:
-        self.start = self.end = 0
-        self.scale = 1.0
-
-    def draw(self, steps: int = 1, scale: float = 1.0) -> None:
-        """A batch is handed over that is worth so many steps."""
-        self.start, self.end, self.scale = self.end, self.end + steps, scale
+        self.move_to(0)
 
     def move_to(self, step: int) -> None:
         """So many steps are done and no batch is in hand."""
         self.start = self.end = step
         self.scale = 1.0
 
-    def each(self, batches: Iterable[_Batch]) -> Iterator[_Batch]:
-        """The batches, each worth one step."""
-        for batch in batches:
-            self.draw()
-            yield batch
+    def draw(self, steps: int = 1, scale: float = 1.0) -> None:
+        """A batch is handed over that is worth so many steps."""
+        self.start, self.end, self.scale = self.end, self.end + steps, scale
 
     def pace(
         self, batches: Iterable[tuple[Tensor, Tensor]], steps: int, samples: int, batch_size: int

@@ -1,6 +1,7 @@
-"""Variants of a method: ``grow[growth=0.3,selectivity=0]`` names ``grow`` with those settings changed.
+"""Settings of a method: a frozen dataclass on its class, from which parsing, spelling, help and run key come.
 
-A variant has one name, so that it is one cell: settings sorted by name, each value in one spelling.
+``grow[growth=0.3,periods=40]`` names ``grow`` with those settings changed. A method has one spelling for each set of
+values, so that it is one cell: settings at their defaults are left out, the others are sorted by name.
 """
 
 from __future__ import annotations
@@ -8,28 +9,46 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
 
 from nasbench_grow.base.errors import UserError, unknown
 
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", types.NoneType: "none"}
+MethodName = NewType("MethodName", str)
+"""Type of a setting that names another method, which may have settings of its own."""
+
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a word",
+    types.NoneType: "none",
+    MethodName: "a method",
+}
 
 
-def split(name: str) -> tuple[str, dict[str, str] | None]:
-    """The plain name of a method and the settings in brackets after it, as they were typed; None without brackets.
+@dataclasses.dataclass(frozen=True)
+class NoSettings:
+    """Of a method that has nothing to set."""
+
+
+def split(name: str) -> tuple[str, dict[str, str]]:
+    """The plain name of a method and the settings in brackets after it, as they were typed.
+
+    A value may have brackets of its own: ``retrain[of=grow[growth=0.3]]``.
 
     Raises:
         UserError: the brackets do not hold ``setting=value`` pairs, each setting once.
     """
-    base, bracket, rest = name.partition("[")
+    base, bracket, rest = name.strip().partition("[")
     if not bracket:
-        return name, None
-    pairs = [pair.partition("=") for pair in rest.strip().removesuffix("]").split(",")]
+        return base, {}
+    inside = rest.removesuffix("]")
+    pairs = [pair.partition("=") for pair in split_list(inside)]
     settings = {setting.strip(): text.strip() for setting, _, text in pairs}
-    whole = rest.strip().endswith("]") and all(settings) and all(settings.values()) and len(settings) == len(pairs)
-    if not whole or any(sign in text for text in settings.values() for sign in "[]="):
+    whole = rest.endswith("]") and inside.count("[") == inside.count("]")
+    if not (whole and all(settings) and all(settings.values()) and len(settings) == len(pairs)):
         raise UserError(
             f"method {name!r} cannot be read: write its settings as '{base}[setting=value,setting=value]', each once "
             "and all in quotes"
@@ -37,48 +56,75 @@ def split(name: str) -> tuple[str, dict[str, str] | None]:
     return base.strip(), settings
 
 
-def spell(base: str, values: Mapping[str, Any]) -> str:
-    """The one name of the variant of ``base`` with these settings."""
-    return f"{base}[{','.join(f'{setting}={_text(value)}' for setting, value in sorted(values.items()))}]"
+def split_list(text: str) -> list[str]:
+    """The parts of a list between commas; those inside brackets do not divide."""
+    parts, depth = [""], 0
+    for sign in text:
+        depth += (sign == "[") - (sign == "]")
+        if sign == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return parts
 
 
-def kinds(settings: Any) -> dict[str, Any]:
-    """The type of each field of a dataclass (instance or class), by name."""
-    hints = get_type_hints(settings if isinstance(settings, type) else type(settings))
-    return {field.name: hints[field.name] for field in dataclasses.fields(settings) if field.init}
+def spell(base: str, settings: Any) -> str:
+    """The one name of the method ``base`` with these settings (a dataclass)."""
+    changed = {
+        field.name: value
+        for field in dataclasses.fields(settings)
+        if (value := getattr(settings, field.name)) != field.default
+    }
+    if not changed:
+        return base
+    return f"{base}[{','.join(f'{name}={_text(value)}' for name, value in sorted(changed.items()))}]"
 
 
-def read(
-    method: str, settings: Mapping[str, str], kinds: Mapping[str, Any], examples: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The values of settings given as text.
+def read(method: str, kind: type[Any], given: Mapping[str, str], canonical: Callable[[str], str] = str) -> Any:
+    """The settings that were typed, as an instance of the method's dataclass ``kind``.
 
-    Args:
-        method: whose settings they are.
-        settings: what was typed, by setting.
-        kinds: type of every setting that there is: bool, int, float, str, None, a literal, or a union of them.
-        examples: a value of every setting that is allowed.
+    ``canonical`` gives the one spelling of a method's name, for settings that name one (:data:`MethodName`).
 
     Raises:
-        UserError: there is no such setting, or its text is no value of its type.
+        UserError: there is no such setting, its text is no value of its type, or the dataclass refuses the values.
     """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    hints = get_type_hints(kind)
+    if given and not fields:
+        raise UserError(f"method {method!r} has no settings; give the plain name")
     values = {}
-    for setting, text in settings.items():
-        if setting not in kinds:
-            raise unknown(f"setting of {method}", setting, kinds)
+    for setting, text in given.items():
+        if setting not in fields:
+            raise unknown(f"setting of {method}", setting, fields)
         try:
-            values[setting] = _value(text, kinds[setting])
+            kind_of = hints[setting]
+            values[setting] = canonical(text) if kind_of is MethodName else _value(text, kind_of)
         except ValueError as error:
-            raise refused(method, setting, text, _allowed(kinds[setting]), examples[setting]) from error
-    return values
+            default = _text(fields[setting].default)
+            raise UserError(
+                f"{setting} of {method} cannot be {text} (allowed: {_allowed(hints[setting])}); write for example "
+                f"'{method}[{setting}={default}]'"
+            ) from error
+    try:
+        return kind(**values)
+    except UserError as error:
+        raise UserError(f"{method}: {error}") from error
 
 
-def refused(method: str, setting: str, text: Any, allowed: str, example: Any) -> UserError:
-    """The error for a value that a setting cannot have."""
-    return UserError(
-        f"{setting} of {method} cannot be {text!s} (allowed: {allowed}); write for example "
-        f"'{spell(method, {setting: example})}'"
-    )
+def check_share(settings: Any, *names: str) -> None:
+    """Raise UserError unless these settings are shares, above 0 and up to 1. For ``__post_init__``."""
+    for name in names:
+        value = getattr(settings, name)
+        if not 0 < value <= 1:
+            raise UserError(f"{name} {value:g} is out of range: it is a share, 0 < {name} <= 1")
+
+
+def help_of(kind: type[Any]) -> list[str]:
+    """A line for each setting: name, default, allowed values."""
+    hints = get_type_hints(kind)
+    return [
+        f"{field.name}={_text(field.default)} ({_allowed(hints[field.name])})" for field in dataclasses.fields(kind)
+    ]
 
 
 def _value(text: str, kind: Any) -> Any:

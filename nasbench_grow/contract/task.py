@@ -44,6 +44,13 @@ class Recipe:
         rest = (progress - self.warmup) / (1 - self.warmup)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * rest))
 
+    def set_rate(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        """Sets the learning rate of the optimizer's first group; the others keep their ratio to it."""
+        first = optimizer.param_groups[0].setdefault("initial_lr", optimizer.param_groups[0]["lr"])
+        for group in optimizer.param_groups:
+            own = group.setdefault("initial_lr", group["lr"])
+            group["lr"] = rate if own == first else rate * own / first
+
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """SGD with Nesterov momentum; no weight decay on normalisation parameters and biases (1-d tensors)."""
         decayed = [p for p in network.parameters() if p.ndim > 1]

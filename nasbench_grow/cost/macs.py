@@ -1,4 +1,4 @@
-"""What a network costs: multiply-accumulates (MACs) of a forward pass, and of a whole training run.
+"""What a network costs: multiply-accumulates (MACs) of a forward pass.
 
 One definition holds everywhere: convolutions, matrix products, attention and recurrent layers cost their
 multiply-accumulates; normalisation, pooling, activations, biases and element-wise operations cost nothing. The MACs of
@@ -79,38 +79,6 @@ def uncounted_ops(model: nn.Module, example: Example) -> dict[str, int]:
     decompositions. Where the dict is empty, :func:`count_macs` is complete.
     """
     return _uncounted(_trace(model, example))
-
-
-class TrainingMeter:
-    """Sums the multiply-accumulates of training over its optimizer steps.
-
-    A step costs 3 x forward MACs x batch size: the backward pass is taken as twice the forward pass, once for the
-    gradients of the inputs and once for those of the weights.
-
-    Args:
-        processes: how many share each batch equally; a step of one of them counts for all.
-    """
-
-    def __init__(self, processes: int = 1) -> None:
-        self._processes = processes
-        self._total = 0
-
-    @property
-    def total(self) -> int:
-        """MACs of all steps so far."""
-        return self._total
-
-    def step(self, macs: int, batch_size: int) -> None:
-        """Add one optimizer step of a network with ``macs`` forward MACs a sample."""
-        self._total += 3 * macs * batch_size * self._processes
-
-    def state_dict(self) -> dict[str, int]:
-        """The state to resume from."""
-        return {"total": self._total}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take up a state that :meth:`state_dict` gave."""
-        self._total = int(state["total"])
 
 
 def _per_sample(macs: int, example: Example) -> int:

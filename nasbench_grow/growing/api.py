@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.contract.task import Recipe
+from nasbench_grow.contract import Batch, DivergedError, Job, Recipe, Run, Split, TrainSplit
 from nasbench_grow.cost.macs import count_macs
-from nasbench_grow.growing.grower import Grower
-from nasbench_grow.growing.presets import Preset, as_preset
+from nasbench_grow.growing import relaxation, scaling
+from nasbench_grow.growing.relaxation import RelaxationSettings
+from nasbench_grow.growing.scaling import ScalingSettings
 from nasbench_grow.structure.architecture import describe, save
 from nasbench_grow.structure.discovery import discover
+from nasbench_grow.structure.space import Space
 from nasbench_grow.structure.step_time import StepTime, Timing, share_of_dense
+from nasbench_grow.structure.widths import output_channels
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,39 @@ class Grown:
     dense_train_macs: int
     """MACs that training the dense model on the same batches would have taken."""
     history: list[dict[str, Any]]
-    """An entry an epoch: epoch, loss, target and cost (shares of the dense MACs), widths of the channel groups."""
+    """An entry an epoch: epoch, loss, target and cost (shares of the dense one), output channels of every layer."""
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes weights and architecture to one safetensors file; :func:`nasbench_grow.load` reads it back."""
         return save(self.network, self.architecture, path)
 
 
+@dataclass(frozen=True)
+class _OwnRecipe(Recipe):
+    """A user's optimizer and learning rates in the place of the recipe's."""
+
+    make: Callable[[nn.Module], torch.optim.Optimizer] | None = None
+    rate: Callable[[float], float] | None = None
+    """None: the optimizer's own rates stay."""
+
+    def learning_rate_at(self, progress: float) -> float:
+        """The user's rate; NaN, which is not used, where there is none."""
+        return math.nan if self.rate is None else self.rate(progress)
+
+    def set_rate(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        """Sets the user's rate, if there is one."""
+        if self.rate is not None:
+            super().set_rate(optimizer, rate)
+
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """The user's optimizer."""
+        return super().optimizer(network) if self.make is None else self.make(network)
+
+
 def grow(
     model: nn.Module,
     example: Tensor,
-    loader: Iterable[tuple[Tensor, Tensor]],
+    loader: Iterable[Batch],
     *,
     budget: float = 0.5,
     budget_ms: float | None = None,
@@ -60,7 +85,7 @@ def grow(
     loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
     learning_rate_at: Callable[[float], float] | None = None,
-    preset: str | Preset = "default",
+    settings: ScalingSettings | RelaxationSettings | None = None,
     granularity: int = 8,
     seed: int = 0,
     progress: bool = True,
@@ -76,10 +101,11 @@ def grow(
             are timed for that, once for each device.
         epochs: passes over the loader.
         loss: ``loss(output, target)``, a scalar.
-        optimizer: makes the optimizer of a network; None: SGD as in :class:`nasbench_grow.contract.method.Recipe`.
+        optimizer: makes the optimizer of a network; None: SGD as in :class:`nasbench_grow.contract.Recipe`.
         learning_rate_at: learning rate for the share of the run that is done, in (0, 1]; None: warm-up, cosine, with
             the default optimizer; the optimizer's own with another.
-        preset: ``"default"``, ``"paper"`` or a :class:`Preset`.
+        settings: of the method; a :class:`RelaxationSettings` grows by the paper's equations. None: the defaults of
+            :class:`ScalingSettings`.
         granularity: of the widths (:func:`nasbench_grow.structure.selection.allowed_width`); 8 suits CPUs.
         seed: of the sampling of structures.
         progress: show a progress bar.
@@ -89,69 +115,105 @@ def grow(
     """
     if epochs < 1:
         raise UserError(f"epochs {epochs} is below 1; give the number of passes over the loader")
-    steps_per_epoch = _count_batches(loader)
-    if optimizer is None:
-        recipe = Recipe()
-        optimizer, learning_rate_at = recipe.optimizer, learning_rate_at or recipe.learning_rate_at
-    rate, total = learning_rate_at, epochs * steps_per_epoch
-    chosen = as_preset(preset)
+    if granularity < 1:
+        raise UserError(f"granularity {granularity} is below 1; give the multiple to round widths to, or 1")
     device = next((parameter.device for parameter in model.parameters()), example.device)
-    dense = copy.deepcopy(model)
-    example = example.to(device)
-    if budget_ms is not None:
-        chosen = replace(chosen, cost="time")
-    timing = Timing(_batch_size(loader)) if chosen.cost == "time" else Timing()
-    if budget_ms is not None:
-        budget = share_of_dense(budget_ms, StepTime(discover(model, example), model, example, timing).dense_ms)
-    grower = Grower(
-        model,
-        example,
-        budget=budget,
-        epochs=epochs,
-        steps_per_epoch=steps_per_epoch,
-        loss=loss,
-        optimizer=optimizer,
-        learning_rate_at=None if rate is None else lambda step: rate((step + 1) / total),
-        preset=chosen,
-        granularity=granularity,
-        seed=seed,
-        timing=timing,
-    )
-    samples = 0
+    dense, example = copy.deepcopy(model), example.to(device)
+    settings = settings or ScalingSettings()
+    rate = learning_rate_at or (Recipe().learning_rate_at if optimizer is None else None)
+    price = None
+    if budget_ms is not None or getattr(settings, "cost", "macs") == "time":
+        timing = Timing(_batch_size(loader))
 
-    def batches() -> Iterable[tuple[Tensor, Tensor]]:
-        nonlocal samples
-        for inputs, targets in loader:
-            samples += len(inputs)
-            bar.update()
-            yield inputs.to(device), targets.to(device)
+        def price(space: Space, network: nn.Module) -> StepTime:
+            return StepTime(space, network, example, timing)
 
-    history = []
-    with tqdm(total=total, desc="growing", unit="step", disable=not progress) as bar:
-        for epoch in range(1, epochs + 1):
-            mean = grower.train(batches())
-            if not math.isfinite(mean):
-                raise UserError(f"the loss became {mean} in epoch {epoch}; give a lower learning rate")
-            history.append({"epoch": epoch, "loss": mean, **grower.log(), "widths": grower.widths()})
-            bar.set_postfix(loss=f"{mean:.3f}", macs=f"{grower.macs / grower.dense_macs:.0%}")
-    network = grower.finish()
+        if budget_ms is not None:
+            if not isinstance(settings, ScalingSettings):
+                raise UserError("budget_ms needs a cost in seconds, which the paper's masks have not; give a budget")
+            settings = replace(settings, cost="time")
+            budget = share_of_dense(budget_ms, price(discover(model, example), model).dense_ms)
+    with tqdm(total=epochs * _count_batches(loader), desc="growing", unit="step", disable=not progress) as bar:
+        batches = _Loader(loader, device, bar)
+        job = Job(
+            budget=budget,
+            seed=seed,
+            epochs=epochs,
+            granularity=granularity,
+            example=example,
+            recipe=_OwnRecipe(make=optimizer, rate=rate),
+            loss=loss,
+            build=lambda: model,
+            train=batches,
+            price=price,
+        )
+        run = relaxation.run(job, settings) if isinstance(settings, RelaxationSettings) else scaling.run(job, settings)
+        history, network = _follow(run, example, bar)
+    dense_macs = count_macs(dense, example)
     return Grown(
         network=network,
         architecture=describe(network, dense),
         macs=count_macs(network, example),
-        dense_macs=grower.dense_macs,
-        train_macs=grower.meter.total,
-        dense_train_macs=3 * grower.dense_macs * samples,
+        dense_macs=dense_macs,
+        train_macs=job.meter.total,
+        dense_train_macs=3 * dense_macs * batches.samples,
         history=history,
     )
 
 
-def _batch_size(loader: Iterable[tuple[Tensor, Tensor]]) -> int:
+def _follow(run: Run, example: Tensor, bar: Any) -> tuple[list[dict[str, Any]], nn.Module]:
+    """The history of a run, as it goes on, and the network that it returns."""
+    history: list[dict[str, Any]] = []
+    while True:
+        try:
+            stage = next(run)
+        except StopIteration as end:
+            return history, end.value
+        except DivergedError as error:
+            raise UserError(f"{error}; give a lower learning rate") from error
+        history.append(
+            {"epoch": len(history) + 1, "loss": stage.loss, **stage.log, "widths": output_channels(stage.network)}
+        )
+        bar.set_postfix(loss=f"{stage.loss:.3f}", cost=f"{stage.log['cost']:.0%}")
+
+
+class _Loader:
+    """A user's loader as a training split."""
+
+    def __init__(self, loader: Iterable[Batch], device: torch.device, bar: Any) -> None:
+        self.loader, self.device, self.bar = loader, device, bar
+        self.samples = 0
+        """Inputs handed over so far."""
+
+    def __len__(self) -> int:
+        return _count_batches(self.loader)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Batches of a pass over the loader."""
+        return _count_batches(self.loader)
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """The loader's batches, on the model's device."""
+        for inputs, targets in self.loader:
+            self.samples += len(inputs)
+            self.bar.update()
+            yield inputs.to(self.device), targets.to(self.device)
+
+    def epoch(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        """The loader's batches, in its own order."""
+        return self.batches(batch_size)
+
+    def hold_out(self, share: float) -> tuple[TrainSplit, Split]:
+        """A loader is used whole."""
+        raise UserError("a loader cannot be divided; give this method a task")
+
+
+def _batch_size(loader: Iterable[Batch]) -> int:
     """Samples in the first batch."""
     return len(next(iter(loader))[0])
 
 
-def _count_batches(loader: Iterable[tuple[Tensor, Tensor]]) -> int:
+def _count_batches(loader: Iterable[Batch]) -> int:
     """Batches in one pass over the loader."""
     try:
         count = len(loader)  # type: ignore[arg-type]

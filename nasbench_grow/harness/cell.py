@@ -9,8 +9,9 @@ from typing import Any
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.harness import registry
+from nasbench_grow.harness.dense import fingerprint
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raise this when the harness changes so that finished records no longer compare; a method has its own ``version``."""
 
 DEFAULT_EPOCHS = 160
@@ -24,6 +25,7 @@ class Cell:
     """Method x task x backbone x set-up x budget x seed, and how long to train on how much."""
 
     method: str
+    """In its one spelling (:meth:`nasbench_grow.contract.Method.__str__`)."""
     task: str
     backbone: str
     budget: float
@@ -35,33 +37,49 @@ class Cell:
     def __str__(self) -> str:
         return f"{self.method} {self.task} {self.backbone} budget {self.budget:g} seed {self.seed}"
 
-    def giver(self) -> Cell | None:
-        """The cell whose architecture this one trains; None for most methods, which take that of no other."""
-        name = registry.method(self.method).architecture_from
+    def source(self) -> Cell | None:
+        """The cell that this one begins with; None for most methods, which begin with none."""
+        name = registry.method(self.method).source
         return make_cell(**{**asdict(self), "method": name}) if name else None
 
     def run_key(self) -> str:
         """16 hex digits that stand for everything that determines the result."""
-        setup = registry.setup(self.setup)
-        version = registry.method(self.method).version
-        giver = self.giver()
-        determining: dict[str, Any] = {
-            "protocol": PROTOCOL,
-            "cell": asdict(self),
-            "recipe": asdict(registry.task(self.task).recipe.for_samples(self.train_samples)),
-            "device": setup.device,
-            "channels_last": setup.channels_last,
-            "granularity": setup.granularity,
-        }
-        if setup.precision != "fp32":
-            determining["precision"] = setup.precision
-        determining |= {option: True for option in ("adaptive", "compiled") if getattr(setup, option)}
-        if version > 1:  # a first version is left out, as it was before methods had versions: old records stay valid
-            determining["method_version"] = version
-        if giver is not None:
-            determining["architecture_from"] = giver.run_key()
-        canonical = json.dumps(determining, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        cell = {"budget": self.budget, "seed": self.seed}
+        return _digest({"cell": cell, "compared": self.comparison_key(), "method": self.method_key()})
+
+    def comparison_key(self) -> str:
+        """What must be the same of all cells that share a table: protocol, task, backbone, recipe, set-up, length."""
+        task = registry.task(self.task)()
+        return _digest(
+            {
+                "protocol": PROTOCOL,
+                "task": task.definition(),
+                "recipe": asdict(task.recipe.for_samples(self.train_samples)),
+                "backbone": [self.backbone, fingerprint(self.backbone, self.task)],
+                "setup": registry.setup(self.setup).definition(),
+                "epochs": self.epochs,
+                "train_samples": self.train_samples,
+            }
+        )
+
+    def method_key(self) -> str:
+        """What must be the same of all cells that are seeds of one row: the method, its resolved settings, and the
+        same of the cell that it begins with."""
+        method = registry.method(self.method)
+        source = self.source()
+        return _digest(
+            {
+                "name": method.name,
+                "version": method.version,
+                "settings": asdict(method.settings),
+                "source": None if source is None else source.method_key(),
+            }
+        )
+
+
+def _digest(value: Any) -> str:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def make_cell(
@@ -75,8 +93,8 @@ def make_cell(
     train_samples: int | None = None,
     setup: str = DEFAULT_SETUP,
 ) -> Cell:
-    """A checked cell. The budget of a method that ignores it becomes 1, so that it runs once; a variant gets its one
-    name. The name of the backbone is not checked before the cell runs, because that takes the import of timm.
+    """A checked cell. The budget of a method that ignores it becomes 1, so that it runs once; a method gets its one
+    spelling. The name of the backbone is not checked before the cell runs, because that takes the import of timm.
 
     Raises:
         UserError: an unknown name, or a number out of its range.
@@ -93,6 +111,6 @@ def make_cell(
         raise UserError(f"train samples {train_samples} is out of range: keep 1 or more, or leave it out to keep all")
     registry.task(task)
     registry.setup(setup)
-    cls = registry.method(method)
-    share = float(budget) if cls.uses_budget else 1.0
-    return Cell(cls.name, task, backbone, share, seed, epochs, train_samples, setup)
+    found = registry.method(method)
+    share = float(budget) if found.uses_budget else 1.0
+    return Cell(str(found), task, backbone, share, seed, epochs, train_samples, setup)

@@ -13,7 +13,8 @@ from nasbench_grow.cost.macs import count_macs
 from nasbench_grow.harness import registry
 from nasbench_grow.harness.cell import Cell
 from nasbench_grow.harness.progress import duration
-from nasbench_grow.harness.store import Record, Store
+from nasbench_grow.harness.record import Record
+from nasbench_grow.harness.store import Store
 
 SECONDS_PER_MAC = 4.5e-11
 """Used where the results folder holds no finished cell of the set-up: what the cells of the ``laptop`` profile took on

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nasbench_grow.base.errors import unknown
+from nasbench_grow.contract.settings import help_of
 from nasbench_grow.harness import registry
 from nasbench_grow.harness.reproduce import cells_of
 
@@ -27,7 +28,14 @@ def listing(kind: str) -> list[Row]:
 
 def _methods() -> list[Row]:
     return [
-        {"name": name, "summary": cls.summary, "source": cls.source, "uses_budget": cls.uses_budget}
+        {
+            "name": name,
+            "summary": f"{cls.summary} [{cls.family}{f'; {cls.citation}' if cls.citation else ''}]",
+            "family": cls.family,
+            "citation": cls.citation,
+            "uses_budget": cls.uses_budget,
+            "settings": help_of(cls.Settings),
+        }
         for name, cls in registry.methods().items()
     ]
 

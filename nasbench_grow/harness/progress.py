@@ -11,8 +11,8 @@ from typing import Any
 from tqdm import tqdm
 
 from nasbench_grow.harness.cell import Cell
+from nasbench_grow.harness.record import Record
 from nasbench_grow.harness.runner import Progress
-from nasbench_grow.harness.store import Record
 
 _FORMAT = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]"
 

@@ -26,8 +26,9 @@ from nasbench_grow.base import parallel
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.harness import registry
 from nasbench_grow.harness.cell import Cell
+from nasbench_grow.harness.record import Record
 from nasbench_grow.harness.setups import Setup
-from nasbench_grow.harness.store import ReadOnlyStore, Record, Store
+from nasbench_grow.harness.store import ReadOnlyStore, Store
 
 _DEATH = re.compile(r"exitcode: (-?\d+)\) local_rank: (\d+)")
 """How ``torchrun`` reports the process that ended the run."""

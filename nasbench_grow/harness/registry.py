@@ -22,9 +22,8 @@ import torch
 from torch import nn
 
 from nasbench_grow.base.errors import UserError, unknown
-from nasbench_grow.contract import settings as variants
-from nasbench_grow.contract.method import Method
-from nasbench_grow.contract.task import Task
+from nasbench_grow.contract import Method, Task
+from nasbench_grow.contract import settings as spelling
 from nasbench_grow.harness.profiles import PROFILES, Profile
 from nasbench_grow.harness.setups import SETUPS, Setup
 
@@ -86,17 +85,18 @@ def profiles() -> dict[str, Profile]:
     return PROFILES
 
 
-def method(name: str) -> type[Method]:
-    """The method called ``name``, which may be a variant, ``name[setting=value,...]``.
+@cache
+def method(name: str) -> Method:
+    """The method called ``name``, which may have settings, ``name[setting=value,...]``.
 
-    The name of the class is the one spelling of a variant, whichever was given.
+    ``str`` of it is its one spelling, whichever was given.
 
     Raises:
         UserError: no such method (the line gives the nearest name), or it has no such setting or value.
     """
-    base, settings = variants.split(name)
+    base, given = spelling.split(name)
     found = _lookup("method", base, methods())
-    return found if settings is None else found.variant(settings)
+    return found(spelling.read(base, found.Settings, given, lambda other: str(method(other))))
 
 
 def task(name: str) -> type[Task]:

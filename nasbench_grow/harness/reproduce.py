@@ -14,13 +14,14 @@ from functools import partial
 from itertools import product
 
 from nasbench_grow.base.errors import UserError, unknown
-from nasbench_grow.contract import settings as variants
+from nasbench_grow.contract import settings as spelling
 from nasbench_grow.harness import registry
 from nasbench_grow.harness.cell import Cell, make_cell
 from nasbench_grow.harness.profiles import Grid, Profile
 from nasbench_grow.harness.progress import CellsBar, epoch_bar
-from nasbench_grow.harness.runner import DeviceError, GiverError, Progress, record_failure, run_cell
-from nasbench_grow.harness.store import Record, Store, StoreError
+from nasbench_grow.harness.record import Record, is_settled
+from nasbench_grow.harness.runner import DeviceError, Progress, SourceError, record_failure, run_cell
+from nasbench_grow.harness.store import Store, StoreError
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def cells_of(
 ) -> list[Cell]:
     """The cells of a profile, each once, seed by seed, so that an interrupted run has whole comparisons.
 
-    A cell comes after the one that it takes its architecture from, which is added where it is missing.
+    A cell comes after the one that it begins with, which is added where it is missing.
 
     Args:
         methods: keep these only (None = all). A variant is run where its method would be.
@@ -44,7 +45,7 @@ def cells_of(
         UserError: an unknown name, a task that the profile does not have, or nothing left.
     """
     if methods is not None:
-        methods = [registry.method(name).name for name in methods]
+        methods = [str(registry.method(name)) for name in methods]
     known = {task for grid in profile.grids for task in grid.tasks}
     for name in tasks or ():
         registry.task(name)
@@ -54,12 +55,12 @@ def cells_of(
     cells = [cell for grid in grids for cell in _expand(grid, methods, tasks)]
     if not cells:
         raise UserError(f"profile {profile.name!r} has no cell with these methods and tasks; give others")
-    return list(dict.fromkeys(each for cell in cells for each in (*reversed(_givers(cell)), cell)))
+    return list(dict.fromkeys(each for cell in cells for each in (*reversed(_sources(cell)), cell)))
 
 
 def unfinished(cells: Iterable[Cell], store: Store) -> list[Cell]:
-    """The cells without a record of status "ok": never run, interrupted, failed or diverged."""
-    return [cell for cell in cells if not _is_ok(store.record(cell.run_key()))]
+    """The cells without a record that settles them: never run, interrupted, failed or diverged."""
+    return [cell for cell in cells if not is_settled(store.record(cell.run_key()))]
 
 
 def reproduce(cells: Iterable[Cell], store: Store, *, profile: str | None = None) -> Counter[str]:
@@ -73,8 +74,10 @@ def reproduce(cells: Iterable[Cell], store: Store, *, profile: str | None = None
     """
     cells = list(cells)
     before = _recorded(cells, store)
-    todo = [cell for cell in cells if not _is_ok(before[cell])]
-    outcome = Counter({"ok": len(cells) - len(todo)})
+    todo = [cell for cell in cells if not is_settled(before[cell])]
+    outcome = Counter(
+        record["status"] for record in map(before.get, cells) if record is not None and is_settled(record)
+    )
     with CellsBar(len(todo)) as bar:
         for wait in (False, True):
             busy = []
@@ -99,8 +102,8 @@ def run_one(
     progress: Progress | None = None,
     record_user_errors: bool = False,
 ) -> Record:
-    """The record of one cell: the finished one, or that of running it now, after the one that it takes its
-    architecture from.
+    """The record of one cell: the finished one, or that of running it now, after the one that it begins
+    with.
 
     Args:
         cell: to be run, by this process or another one.
@@ -114,7 +117,7 @@ def run_one(
     """
     before = _recorded([cell], store)
     finished = before[cell]
-    if finished is not None and _is_ok(finished):
+    if finished is not None and is_settled(finished):
         return finished
     settle = partial(
         _settle, cell, store, before, profile=profile, progress=progress, record_user_errors=record_user_errors
@@ -133,31 +136,36 @@ def _settle(
     before: Mapping[Cell, Record | None],
     *,
     wait: bool,
+    again: bool = False,
     profile: str | None = None,
     progress: Progress | None = None,
     record_user_errors: bool = False,
 ) -> Record | None:
-    """Run a cell and, first, the one that it takes its architecture from; None if another process runs either.
+    """Run a cell and, first, the one that it begins with; None if another process runs either.
 
-    A cell that is finished, or whose record is no longer the one ``before``, has been run already.
+    A cell that is finished, or whose record is no longer the one ``before``, has been run already; with ``again`` it is
+    run all the same.
     """
-    giver = cell.giver()
-    if giver is not None:
-        given = _settle(giver, store, before, wait=wait, profile=profile, record_user_errors=record_user_errors)
+    source = cell.source()
+    if source is not None:
+        lost = not _keeps(store, source.run_key(), registry.method(cell.method).takes)
+        given = _settle(
+            source, store, before, wait=wait, again=lost, profile=profile, record_user_errors=record_user_errors
+        )
         if given is None:
             return None
     with store.lock(cell.run_key(), wait=wait) as held:
         if not held:
             return None
         record = store.record(cell.run_key())
-        if record is not None and (_is_ok(record) or record != before[cell]):
+        if record is not None and (is_settled(record) or record != before[cell]) and not again:
             return record
         try:
             with epoch_bar(cell) if progress is None else nullcontext(progress) as tell:
                 return run_cell(cell, store, profile=profile, progress=tell)
         except (StoreError, DeviceError):
             raise
-        except GiverError as error:
+        except SourceError as error:
             return record_failure(cell, store, error, profile=profile)
         except UserError as error:
             if not record_user_errors:
@@ -165,29 +173,31 @@ def _settle(
             return record_failure(cell, store, error, profile=profile)
 
 
-def _givers(cell: Cell) -> list[Cell]:
-    """The cell that this one takes its architecture from, the one that that one takes it from, and so on."""
-    giver = cell.giver()
-    return [] if giver is None else [giver, *_givers(giver)]
+def _keeps(store: Store, key: str, wanted: str) -> bool:
+    """Whether of a cell, if it is finished, the folder holds what another one begins with."""
+    architecture = wanted == "record" or store.architecture(key) is not None
+    return architecture and (wanted != "network" or store.weights(key) is not None)
+
+
+def _sources(cell: Cell) -> list[Cell]:
+    """The cell that this one begins with, the one that that one takes it from, and so on."""
+    source = cell.source()
+    return [] if source is None else [source, *_sources(source)]
 
 
 def _recorded(cells: Iterable[Cell], store: Store) -> dict[Cell, Record | None]:
-    """What is recorded of the cells and of those that they take their architectures from."""
-    everything = dict.fromkeys(each for cell in cells for each in (cell, *_givers(cell)))
+    """What is recorded of the cells and of those that they begin with."""
+    everything = dict.fromkeys(each for cell in cells for each in (cell, *_sources(cell)))
     return {cell: store.record(cell.run_key()) for cell in everything}
-
-
-def _is_ok(record: Record | None) -> bool:
-    return record is not None and record["status"] == "ok"
 
 
 def _expand(grid: Grid, methods: Collection[str] | None, tasks: Collection[str] | None) -> Iterable[Cell]:
     chosen = [task for task in grid.tasks if tasks is None or task in tasks]
     if not chosen:
         return
-    names = [registry.method(name).name for name in (registry.methods() if grid.methods is None else grid.methods)]
+    names = [str(registry.method(name)) for name in (registry.methods() if grid.methods is None else grid.methods)]
     if methods is not None:
-        asked = [name for name in methods if variants.split(name)[0] in names]
+        asked = [name for name in methods if spelling.split(name)[0] in names]
         names = [name for name in names if name in methods] + [name for name in asked if name not in names]
     for seed, task, backbone, budget, method in product(grid.seeds, chosen, grid.backbones, grid.budgets, names):
         yield make_cell(

@@ -1,87 +1,88 @@
 """Runs one cell: seeds, builds, trains with a checkpoint after every epoch, measures, and makes the record.
 
 On the CPU a cell that was killed at any moment and resumed ends bit-identical to one that was not: everything that
-training depends on is seeded, and what moves along (method, meter, random states) is in the checkpoint.
+training depends on is seeded, and what moves along (models, meter, random states) is in the job's journal.
 """
 
 from __future__ import annotations
 
-import math
-import random
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from nasbench_grow.base import parallel
+from nasbench_grow.base import parallel, randomness
 from nasbench_grow.base.devices import DEVICE_ERRORS
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.contract.method import Job, Method
-from nasbench_grow.contract.task import Batch, Split, Splits, Task
-from nasbench_grow.cost.macs import TrainingMeter, count_macs
+from nasbench_grow.contract import Batch, DivergedError, Job, Split, Splits, Stage, Task
+from nasbench_grow.contract.source import Source
+from nasbench_grow.cost.macs import count_macs
+from nasbench_grow.cost.meter import TrainingMeter
+from nasbench_grow.cost.stopwatch import Stopwatch
 from nasbench_grow.harness import measure, ranks, registry
 from nasbench_grow.harness.adaptive import AdaptiveBatch
 from nasbench_grow.harness.cell import Cell
-from nasbench_grow.harness.setups import ADAPTIVE, PARALLEL
-from nasbench_grow.harness.store import RECORD_FIELDS, Record, Store
-from nasbench_grow.structure.architecture import describe
-from nasbench_grow.structure.step_time import Timing
+from nasbench_grow.harness.record import FIELDS, SCHEMA, Record
+from nasbench_grow.harness.runtime import SetupRuntime
+from nasbench_grow.harness.setups import ADAPTIVE
+from nasbench_grow.harness.store import Store
+from nasbench_grow.structure.architecture import describe, load, save
+from nasbench_grow.structure.step_time import StepTime, Timing
+from nasbench_grow.structure.widths import output_channels
 
 Progress = Callable[[dict[str, Any]], None]
-"""Told the history entry of every epoch: those of an earlier, interrupted run first, at once."""
-
+"""Told the history entry of every epoch; of a run that is taken up again, those of before as well."""
 
 _GOES_ON = "the same command goes on after the last finished epoch"
 CURVE_SAMPLES = 500
 """How many validation samples the curves over the epochs are drawn from; records use the whole split."""
-
-
-class DivergedError(Exception):
-    """The training loss is no longer a finite number."""
+BUDGET_LIMIT = 0.02
+"""Largest distance of the returned network's MACs from the budget, as a share of the dense ones, that meets it."""
 
 
 class DeviceError(UserError):
     """The device does not work any more: nothing more can be run in this process."""
 
 
-class GiverError(UserError):
-    """The cell whose architecture is to be trained has not ended well."""
+class SourceError(UserError):
+    """The cell that this one begins with has not ended well."""
+
+
+class SkippedError(Exception):
+    """The method has no meaning for this task or backbone; the message says why."""
 
 
 def run_cell(cell: Cell, store: Store, *, profile: str | None = None, progress: Progress | None = None) -> Record:
     """Run a cell (from its checkpoint, if it has one), keep its record and return it.
 
-    The caller holds the cell's lock. A loss that is not finite gives a record with status "diverged"; an unexpected
-    error one with status "failed", its traceback kept in ``logs/``. Neither leaves a checkpoint: a later run of such
-    a cell starts afresh. Where a GPU's memory is full, or several processes share the batches and one is killed, the
-    record is "failed" too, but the checkpoint stays.
+    The caller holds the cell's lock. A loss that is not finite gives a record with status "diverged"; a method that
+    cannot serve the task or the backbone one with "skipped"; an unexpected error one with "failed", its traceback kept
+    in ``logs/``. None leaves a checkpoint: a later run of such a cell starts afresh. Where a GPU's memory is full, or
+    several processes share the batches and one is killed, the record is "failed" too, but the checkpoint stays.
 
     Raises:
-        UserError: the cell asks for something that cannot be had (data, backbone, budget, the architecture of another
-            cell), the results folder cannot be written, or the device failed. No record is kept; see
-            :func:`record_failure`.
+        UserError: the cell asks for something that cannot be had (data, backbone, budget, the result of another cell),
+            the results folder cannot be written, or the device failed. No record is kept; see :func:`record_failure`.
     """
-    run = Run(cell, store, profile)
-    tell = progress or (lambda entry: None)
+    run = Run(cell, store, profile, progress)
     try:
         if run.setup.processes() > parallel.processes():
-            return ranks.launch(cell, store, profile, tell)
+            return ranks.launch(cell, store, profile, run.tell)
         run.prepare()
-        run.resume()
-        run.train(tell)
-        record = run.conclude()
+        network = run.train()
+        record = run.conclude(network)
     except UserError:
         raise
     except torch.AcceleratorError as error:  # after which the device serves this process no more
         raise DeviceError(f"the device failed ({_one_line(error)}); {_GOES_ON}") from error
     except DivergedError as error:
         record = run.record("diverged", str(error))
+    except SkippedError as error:
+        record = run.record("skipped", str(error))
     except Exception as error:
         if parallel.processes() > 1:
             raise  # so that the other processes are ended too
@@ -126,30 +127,29 @@ class _Head:
 class Run:
     """A cell under way."""
 
-    def __init__(self, cell: Cell, store: Store, profile: str | None) -> None:
-        self.cell = cell
-        self.store = store
-        self.profile = profile
+    def __init__(self, cell: Cell, store: Store, profile: str | None, progress: Progress | None = None) -> None:
+        self.cell, self.store, self.profile = cell, store, profile
         self.key = cell.run_key()
         self.task = registry.task(cell.task)()
+        self.method = registry.method(cell.method)
         self.setup = registry.usable_setup(cell.setup)
+        self.tell = progress or (lambda entry: None)
         self.meter = TrainingMeter(parallel.processes())
+        self.watch, self.total_watch = Stopwatch(), Stopwatch()
+        self.total_watch.__enter__()
         self.history: list[dict[str, Any]] = []
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self.wall_s = 0.0
+        self.search_s = 0.0
+        self.source_s = (0.0, 0.0)
         self.peak_memory_bytes = 0
-        self.method: Method | None = None
         self.dense_params: int | None = None
-        self.dense_macs: int = 0
+        self.dense_macs = 0
         self.dense_train_macs: int | None = None
-        self._total_before = 0.0
-        self._began = time.perf_counter()
 
     def prepare(self) -> None:
-        """Load the data and build the method."""
-        _seed(self.cell.seed)
+        """Load the data and make the job."""
+        randomness.seed_all(self.cell.seed)
         self.setup.activate()
-        architecture = _given_architecture(self.cell, self.store)
         example = self.setup.place(self.task.example())
         if self.setup.adaptive and not self.task.batch_may_change:
             raise UserError(
@@ -157,68 +157,63 @@ class Run:
                 f"that their size must stay; use setup {self.cell.setup.removesuffix(ADAPTIVE)!r}"
             )
         self._measure_dense(example)  # before the data are fetched, because the backbone's name may be wrong
+        source = self._source()
         self.splits = _load(self.cell.task, self.setup.device, self.cell.train_samples)
         recipe = self.task.recipe.for_samples(self.cell.train_samples)
-        batch_size = recipe.batch_size
+        self.runtime = SetupRuntime(self.setup, recipe.batch_size, self._adaptive(example, recipe.batch_size))
+        self.memory = measure.PeakMemory(example.device)
+        timing = Timing(recipe.batch_size, self.setup.precision, self.setup.autocast)
         self.job = Job(
             budget=self.cell.budget,
             seed=self.cell.seed,
             epochs=self.cell.epochs,
-            steps_per_epoch=self.splits.train.steps_per_epoch(batch_size),
             granularity=self.setup.granularity,
             example=example,
             recipe=recipe,
             loss=self.task.loss,
             build=self._build_for_data,
+            train=self.splits.train,
+            score=lambda network, split: self.task.score(self.task.evaluate(network, split)),
+            source=source,
+            runtime=self.runtime,
             meter=self.meter,
-            accelerate=self.setup.accelerate,
-            timing=Timing(batch_size, self.setup.precision, self.setup.autocast),
-            architecture=architecture,
+            storage=_Unclocked(self),
+            price=lambda space, dense: StepTime(space, dense, example, timing),
+            ambient=self,
         )
-        self.dense_train_macs = 3 * self.dense_macs * self._samples_per_epoch() * self.cell.epochs
-        if self.setup.adaptive:
-            with self.setup.autocast():  # whatever is measured against it will be measured in that precision
-                self.adaptive = AdaptiveBatch(self._build(), example, batch_size)
-        self.memory = measure.PeakMemory(example.device)
-        _seed(self.cell.seed)
-        self.method = registry.method(self.cell.method)(self.job)
+        samples = self.job.steps_per_epoch * min(recipe.batch_size, len(self.splits.train))
+        self.dense_train_macs = 3 * self.dense_macs * samples * self.cell.epochs
+        randomness.seed_all(self.cell.seed)
 
-    def resume(self) -> None:
-        """Take up the checkpoint, if there is one."""
-        checkpoint = self.store.checkpoint(self.key)
-        if checkpoint is not None:
-            self._resume(checkpoint)
-        parallel.wait_for_all()
-
-    def train(self, progress: Progress) -> None:
-        """The epochs that are left."""
-        assert self.method is not None
-        for entry in self.history:
-            progress(entry)
-        for epoch in range(len(self.history) + 1, self.cell.epochs + 1):
-            start = time.perf_counter()
-            with self.setup.autocast():
-                loss = self._mean(self.method.train_epoch(self.batches(epoch)))
-            self.wall_s += time.perf_counter() - start
-            if not math.isfinite(loss):
-                raise DivergedError(f"the training loss became {loss} in epoch {epoch} of {self.cell.epochs}")
-            self.history.append(self._entry(epoch, loss))
+    def train(self) -> nn.Module:
+        """Runs the method to its end, from where the journal says that it stands; returns the network."""
+        stages = self.method.run(self.job)
+        told = 0
+        while True:
+            spent = self.watch.wall_s
+            try:
+                with self.watch:
+                    stage = next(stages)
+            except StopIteration as end:
+                self.peak_memory_bytes = max(self.peak_memory_bytes, self.memory.bytes())
+                network: nn.Module = end.value
+                return network
+            if stage.purpose == "search":
+                self.search_s += self.watch.wall_s - spent
+            self.history.append(self._entry(stage))
             self.store.write_history(self.key, self.history)
-            self.store.write_checkpoint(self.key, self._checkpoint())
-            progress(self.history[-1])
-        self.peak_memory_bytes = max(self.peak_memory_bytes, self.memory.bytes())
+            for entry in self.history[told:]:
+                self.tell(entry)
+            told = len(self.history)
 
-    def conclude(self) -> Record:
-        """Take the final network, measure it, and fill in the record."""
-        assert self.method is not None
-        sampled = self.method.network()
-        before = measure.weights_sha256(sampled)
+    def conclude(self, network: nn.Module) -> Record:
+        """Measure the final network and fill in the record."""
+        sampled = network if self.job.sampled is None else self.job.sampled
+        before, after = measure.weights_sha256(sampled), measure.weights_sha256(network)
         soft_val_metric = self._evaluate(sampled, self.splits.val)
-        network = self.method.finish()
-        after = measure.weights_sha256(network)
-        self._keep_architecture(network)
+        self._keep(network)
         example = self.job.example
-        batch = self.setup.place(torch.zeros(64, *example.shape[1:], dtype=example.dtype))
+        macs = count_macs(network, example)
         return self.record(
             "ok",
             None,
@@ -226,49 +221,166 @@ class Run:
             soft_val_metric=soft_val_metric,
             test_metric=self._evaluate(network, self.splits.test),
             params=_parameters(network),
-            macs=count_macs(network, example),
-            latency_ms_batch1=self._latency_ms(network, example),
-            latency_ms_batch64=self._latency_ms(network, batch),
+            macs=macs,
+            meets_budget=self._meets_budget(macs),
             weights_sha256=after,
+            **self._latencies(network),
         )
 
     def record(self, status: str, error: str | None, **results: Any) -> Record:
         """The record so far: what is not known is null."""
+        source = self.cell.source()
         known = {
             **vars(self.cell),
             **results,
             "run_key": self.key,
+            "schema": SCHEMA,
+            "family": self.method.family,
+            "settings": vars(self.method.settings),
+            "comparison_key": self.cell.comparison_key(),
+            "method_key": self.cell.method_key(),
+            "source_key": None if source is None else source.run_key(),
             "profile": self.profile,
             "status": status,
             "error": error,
             "metric": self.task.metric,
+            "higher_is_better": self.task.higher_is_better,
+            "metric_scale": self.task.metric_scale,
+            "metric_unit": self.task.metric_unit,
             "dense_params": self.dense_params,
             "dense_macs": self.dense_macs or None,
             "dense_train_macs": self.dense_train_macs,
             "train_macs": self.meter.total,
-            "wall_s": self.wall_s,
-            "total_s": self._total_s(),
+            **{f"{purpose}_macs": self.meter.spent[purpose] for purpose in ("search", "source", "calibration")},
+            "wall_s": self.watch.wall_s + self.source_s[0],
+            "cpu_s": self.watch.cpu_s + self.source_s[1],
+            "search_s": self.search_s,
+            "total_s": self.total_watch.wall_s,
             "peak_memory_bytes": self.peak_memory_bytes or None,
             "hardware": measure.hardware(),
             "versions": measure.versions(),
             "code_version": measure.code_version(),
             "started_at": self.started_at,
         }
-        return {field: known.get(field) for field in RECORD_FIELDS}
+        return {field: known.get(field) for field in FIELDS}
 
-    def _keep_architecture(self, network: nn.Module) -> None:
-        """Write down what the returned network looks like, unless it is no sub-network of its backbone."""
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that is taken up again goes on with beside its job."""
+        return {
+            "history": self.history,
+            "started_at": self.started_at,
+            "watch": self.watch.state_dict(),
+            "total_watch": self.total_watch.state_dict(),
+            "search_s": self.search_s,
+            "source_s": self.source_s,
+            "peak_memory_bytes": max(self.peak_memory_bytes, self.memory.bytes()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what :meth:`state_dict` gave."""
+        self.history, self.started_at = list(state["history"]), state["started_at"]
+        self.watch.load_state_dict(state["watch"])
+        self.total_watch.load_state_dict(state["total_watch"])
+        self.search_s, self.source_s = state["search_s"], tuple(state["source_s"])
+        self.peak_memory_bytes = state["peak_memory_bytes"]
+
+    def _entry(self, stage: Stage) -> dict[str, Any]:
+        """What the history keeps of an epoch that has just ended."""
+        return {
+            "epoch": len(self.history) + 1,
+            "purpose": stage.purpose,
+            "loss": stage.loss,
+            "learning_rate": stage.learning_rate,
+            "val_metric": self._evaluate(stage.network, _Head(self.splits.val, CURVE_SAMPLES)),
+            "macs": count_macs(stage.network, self.job.example),
+            "train_macs": self.meter.total,
+            "wall_s": self.watch.wall_s,
+            "widths": output_channels(stage.network),
+            "log": stage.log,
+        }
+
+    def _meets_budget(self, macs: int) -> bool | None:
+        """Whether the network returned is of the size that was asked for; None: none was."""
+        if not self.method.aims_at_budget:
+            return None
+        spent = macs / self.dense_macs
+        if self.method.budget_of == "time":
+            spent = self.history[-1]["log"]["cost"]
+        return abs(spent - self.cell.budget) <= BUDGET_LIMIT * (1 + 1e-9)
+
+    def _latencies(self, network: nn.Module) -> dict[str, float]:
+        """Latency of one input and of 64, by themselves and as a share of the dense network's."""
+        found: dict[str, float] = {}
+        dense = self._build()
+        for size in (1, 64):
+            batch = self.setup.place(self.task.example().repeat(size, *[1] * (self.job.example.ndim - 1)))
+            with self.setup.autocast():
+                latency = measure.latency(network, dense, batch)
+            found |= {
+                f"latency_ms_batch{size}": latency.ms,
+                f"latency_ratio_batch{size}": latency.ratio,
+                f"latency_ratio_low_batch{size}": latency.low,
+                f"latency_ratio_high_batch{size}": latency.high,
+            }
+        return found
+
+    def _keep(self, network: nn.Module) -> None:
+        """Keep the returned network with its architecture, unless it cannot be cut from its backbone."""
         try:
             text = describe(network, self._build())
-        except UserError:  # a method may return what it likes; it only cannot be trained by another one then
+        except UserError:  # a method may return what it likes; no other one can begin with it then
             return
         self.store.write_architecture(self.key, text)
+        self.store.write_weights(self.key, lambda path: save(network, text, path))
+
+    def _source(self) -> Source | None:
+        """What the cell that this one begins with arrived at.
+
+        Raises:
+            UserError: that cell has not ended well (then a SourceError), or its network was not kept.
+        """
+        cell = self.cell.source()
+        if cell is None:
+            return None
+        record, key = self.store.record(cell.run_key()), cell.run_key()
+        if record is None or record["status"] != "ok":
+            reason = "is not finished" if record is None else f"{record['status']}: {record['error']}"
+            raise SourceError(f"{self.cell.method} has nothing to begin with, because {cell.method} {reason}")
+        text = self.store.architecture(key)
+        if text is None:
+            raise UserError(
+                f"the architecture of the finished cell {cell} was not kept; delete "
+                f"{self.store.root / 'records' / f'{key}.json'} to have it run again"
+            )
+        return Source(record, text, partial(self._trained, cell), self.meter, self._bill_seconds)
+
+    def _trained(self, cell: Cell) -> nn.Module:
+        """The network that a finished cell returned."""
+        path = self.store.weights(cell.run_key())
+        if path is None:
+            raise UserError(
+                f"the weights of the finished cell {cell} are not in {self.store.root / 'weights'}; delete "
+                f"{self.store.root / 'records' / f'{cell.run_key()}.json'} to have it run again"
+            )
+        return self.setup.place(load(path, self._build()))
+
+    def _bill_seconds(self, wall_s: float, cpu_s: float) -> None:
+        self.source_s = (wall_s, cpu_s)
+
+    def _adaptive(self, example: torch.Tensor, batch_size: int) -> AdaptiveBatch | None:
+        if not self.setup.adaptive:
+            return None
+        with self.setup.autocast():  # whatever is measured against it will be measured in that precision
+            return AdaptiveBatch(self._build(), example, batch_size)
 
     def _measure_dense(self, example: torch.Tensor) -> None:
         network = self._build()
         _check_forward(network, example, self.cell.backbone, self.task)
         self.dense_macs = count_macs(network, example)
         self.dense_params = _parameters(network)
+        reason = self.method.skip(self.task, network)
+        if reason is not None:
+            raise SkippedError(reason)
 
     def _build(self) -> nn.Module:
         with torch.random.fork_rng():
@@ -281,143 +393,33 @@ class Run:
         self.task.initialise(network, self.splits.train)
         return network
 
-    def _latency_ms(self, network: nn.Module, batch: torch.Tensor) -> float:
-        with self.setup.autocast():
-            return measure.latency_ms(network, batch)
-
     def _evaluate(self, network: nn.Module, split: Split) -> float:
         with self.setup.autocast():
             return self.task.evaluate(network, split)
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """An epoch's batches, of which this process takes its part; the clock moves on with each."""
-        batch_size = self.job.recipe.batch_size
-        samples, steps = self._samples_per_epoch(), self.job.steps_per_epoch
-        self.job.clock.move_to((epoch - 1) * steps)
-        batches = self.splits.train.epoch(epoch, batch_size, self.cell.seed)
-        if self.setup.adaptive:
-            assert self.method is not None
-            batches = self.adaptive.regrouped(batches, samples, self.method.in_training)
-        for inputs, targets in self.job.clock.pace(batches, steps, samples, min(batch_size, samples)):
-            yield self.setup.place(self._part(inputs)), self._part(targets)
 
-    def _samples_per_epoch(self) -> int:
-        """Samples that an epoch draws: whole batches of the recipe's, or all where they are not enough for one."""
-        batch_size = self.job.recipe.batch_size
-        return self.job.steps_per_epoch * min(batch_size, len(self.splits.train))
+class _Unclocked:
+    """The cell's checkpoint; what reading and writing it takes is no training time."""
 
-    def _part(self, batch: torch.Tensor) -> torch.Tensor:
-        """This process's part of a batch."""
-        count = parallel.processes()
-        if len(batch) % count:
-            raise UserError(
-                f"setup {self.cell.setup!r} cannot share batches of {len(batch)} equally among {count} processes; use "
-                f"setup {self.cell.setup.removesuffix(PARALLEL)!r}"
-            )
-        return batch.chunk(count)[parallel.rank()]
+    def __init__(self, run: Run) -> None:
+        self._run, self._storage = run, run.store.checkpoint(run.key)
 
-    def _mean(self, loss: float) -> float:
-        """The mean of a figure over the processes, the same in each."""
-        if parallel.processes() == 1:
-            return loss
-        return parallel.mean_over_processes(self.setup.place(torch.tensor(loss))).item()
+    def read(self, name: str) -> dict[str, Any] | None:
+        return self._storage.read(name)
 
-    def _entry(self, epoch: int, loss: float) -> dict[str, Any]:
-        """What the history keeps of an epoch that has just ended."""
-        assert self.method is not None
-        network = self.method.network()
-        return {
-            "epoch": epoch,
-            "loss": loss,
-            "learning_rate": self.job.learning_rate_at(epoch * self.job.steps_per_epoch - 1),
-            "val_metric": self._evaluate(network, _Head(self.splits.val, CURVE_SAMPLES)),
-            "macs": count_macs(network, self.job.example),
-            "train_macs": self.meter.total,
-            "wall_s": self.wall_s,
-            "widths": measure.output_channels(network),
-            "log": self.method.log(),
-        }
+    def write(self, name: str, state: dict[str, Any]) -> None:
+        watch = self._run.watch
+        watch.__exit__(None, None, None)
+        self._storage.write(name, state)
+        watch.__enter__()
 
-    def _checkpoint(self) -> dict[str, Any]:
-        assert self.method is not None
-        return {
-            "method": self.method.state_dict(),
-            "meter": self.meter.state_dict(),
-            "random": _random_states(self.job.example.device),
-            "history": self.history,
-            "started_at": self.started_at,
-            "wall_s": self.wall_s,
-            "total_s": self._total_s(),
-            "peak_memory_bytes": max(self.peak_memory_bytes, self.memory.bytes()),
-        }
-
-    def _resume(self, checkpoint: dict[str, Any]) -> None:
-        assert self.method is not None
-        self.method.load_state_dict(checkpoint["method"])
-        self.meter.load_state_dict(checkpoint["meter"])
-        self.history = checkpoint["history"]
-        self.started_at = checkpoint["started_at"]
-        self.wall_s = checkpoint["wall_s"]
-        self._total_before = checkpoint["total_s"]
-        self.peak_memory_bytes = checkpoint["peak_memory_bytes"]
-        _set_random_states(checkpoint["random"], self.job.example.device)
-
-    def _total_s(self) -> float:
-        return self._total_before + time.perf_counter() - self._began
+    def forget(self, prefix: str) -> None:
+        self._storage.forget(prefix)
 
 
 @lru_cache(maxsize=1)  # many cells in a row share their data
 def _load(task: str, device: str, train_samples: int | None) -> Splits:
     return registry.task(task)().load(torch.device(device), train_samples)
-
-
-def _given_architecture(cell: Cell, store: Store) -> str | None:
-    """The architecture that a cell takes from another one; None for methods that take none.
-
-    Raises:
-        UserError: the other cell is not finished (then a GiverError), or its architecture was not kept.
-    """
-    giver = cell.giver()
-    if giver is None:
-        return None
-    record = store.record(giver.run_key())
-    if record is None or record["status"] != "ok":
-        reason = "is not finished" if record is None else f"{record['status']}: {record['error']}"
-        raise GiverError(f"no architecture to train, because {giver.method} {reason}")
-    text = store.architecture(giver.run_key())
-    if text is None:
-        path = store.root / "records" / f"{giver.run_key()}.json"
-        raise UserError(
-            f"the architecture of the finished cell {giver} was not kept; delete {path} to have it run again"
-        )
-    return text
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def _random_states(device: torch.device) -> dict[str, Any]:
-    """The states of the generators that a run on ``device`` uses, in types that ``torch.load(weights_only=True)``
-    reads."""
-    numpy_state: Any = np.random.get_state(legacy=False)
-    numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
-    states: dict[str, Any] = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_random_states(states: dict[str, Any], device: torch.device) -> None:
-    random.setstate(states["python"])
-    numpy_state = states["numpy"]
-    numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], dtype=np.uint32)
-    np.random.set_state(numpy_state)
-    torch.set_rng_state(states["torch"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def _check_forward(network: nn.Module, example: torch.Tensor, backbone: str, task: Task) -> None:

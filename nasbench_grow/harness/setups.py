@@ -6,7 +6,7 @@ import os
 import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -16,6 +16,7 @@ from nasbench_grow.harness import heap
 Precision = Literal["fp32", "tf32", "bf16"]
 _Place = TypeVar("_Place", Tensor, nn.Module)
 
+_DETERMINING = ("device", "channels_last", "granularity", "precision", "adaptive", "compiled")
 ADAPTIVE, COMPILED, PARALLEL = "-adaptive", "-compiled", "-ddp"
 CPU_PROCESSES = 2
 """Processes of the CPU's set-up with several: they gain nothing over threads, but show that it works."""
@@ -46,6 +47,10 @@ class Setup:
     def dtype(self) -> torch.dtype:
         """Of the factors of products, as tensors."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def definition(self) -> dict[str, Any]:
+        """What of the set-up determines results, for the run key; sharing a batch among processes does not."""
+        return {field: getattr(self, field) for field in _DETERMINING}
 
     def processes(self) -> int:
         """How many processes a cell is run by: one for each GPU of this machine, or :data:`CPU_PROCESSES`."""

@@ -1,4 +1,4 @@
-"""The results folder: records, histories, architectures, checkpoints, traces, logs and locks.
+"""The results folder: records, histories, architectures, weights, checkpoints, traces, logs and locks.
 
 Every file is written to a neighbour, flushed to the disk and renamed, so that a file is either the old one or the new
 one. A file that cannot be read all the same (a half copied folder, a bad disk) is moved to ``damaged/`` and reported.
@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,7 @@ from filelock import FileLock, Timeout
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.base.files import write_whole
-
-Record = dict[str, Any]
-
-RECORD_FIELDS = (
-    *("run_key", "method", "task", "backbone", "setup", "budget", "seed", "epochs", "train_samples", "profile"),
-    *("status", "error", "metric", "val_metric", "soft_val_metric", "test_metric"),
-    *("params", "dense_params", "macs", "dense_macs", "train_macs", "dense_train_macs"),
-    *("wall_s", "total_s", "peak_memory_bytes", "latency_ms_batch1", "latency_ms_batch64", "weights_sha256"),
-    *("hardware", "versions", "code_version", "started_at"),
-)
-STATUSES = ("ok", "failed", "diverged")
+from nasbench_grow.harness.record import Record, read
 
 _HISTORY = '{{"run_key": "{key}", "epochs": [\n{lines}\n]}}\n'
 """A history file: JSON, with each epoch on a line of its own."""
@@ -60,17 +50,16 @@ class Store:
         """The record of a cell, or None where there is none, or where it or its history is damaged."""
         path = self._path("records", key)
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            _check_record(record, key)
+            record = read(json.loads(path.read_text(encoding="utf-8")), key)
             self._check_history(key)
         except FileNotFoundError:
             return None
         except ValueError as error:
-            self._set_aside(path, str(error))
+            self.set_aside(path, str(error))
             return None
         except OSError as error:
             raise _store_error("read", path, error) from error
-        return dict(record)
+        return record
 
     def records(self) -> list[Record]:
         """Every readable record, in the order of their run keys."""
@@ -79,14 +68,14 @@ class Store:
 
     def write_record(self, record: Record) -> None:
         """Keep the final record of a cell, in place of any older one."""
-        _check_record(record, record["run_key"])
+        read(record, record["run_key"])
         data = json.dumps(_finite(record), indent=1, allow_nan=False) + "\n"
-        self._write(self._path("records", record["run_key"]), data.encode())
+        self.write(self._path("records", record["run_key"]), data.encode())
 
     def write_history(self, key: str, epochs: list[dict[str, Any]]) -> None:
         """Keep what happened in every epoch so far."""
         lines = ",\n".join(json.dumps(_finite(epoch), allow_nan=False) for epoch in epochs)
-        self._write(self._path("histories", key), _HISTORY.format(key=key, lines=lines).encode())
+        self.write(self._path("histories", key), _HISTORY.format(key=key, lines=lines).encode())
 
     def architecture(self, key: str) -> str | None:
         """What :func:`nasbench_grow.structure.architecture.describe` said of a finished cell's network, or None."""
@@ -100,54 +89,45 @@ class Store:
 
     def write_architecture(self, key: str, text: str) -> None:
         """Keep the architecture that a cell arrived at."""
-        self._write(self._path("architectures", key), text.encode())
+        self.write(self._path("architectures", key), text.encode())
 
     def write_log(self, key: str, text: str) -> Path:
         """Keep a traceback; returns the file's path."""
         path = self._path("logs", key)
-        self._write(path, text.encode())
+        self.write(path, text.encode())
         return path
 
     def write_trace(self, key: str, data: bytes) -> Path:
         """Keep the Chrome trace of a cell's first steps; returns the file's path."""
         path = self._path("profiles", key)
-        self._write(path, data)
+        self.write(path, data)
         return path
 
-    def checkpoint(self, key: str) -> dict[str, Any] | None:
-        """The state after the last finished epoch, or None where there is none (or none that can be read)."""
-        import torch
+    def weights(self, key: str) -> Path | None:
+        """The file with the network that a finished cell returned, or None."""
+        path = self._path("weights", key)
+        return path if path.exists() else None
 
-        path = self._path("checkpoints", key)
+    def write_weights(self, key: str, save: Callable[[Path], object]) -> None:
+        """Keep the network that a cell returned; ``save`` writes it whole to the path it is given."""
+        path = self._path("weights", key)
         try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return None
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save(path)
         except OSError as error:
-            raise _store_error("read", path, error) from error
-        try:
-            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-            if state["run_key"] != key:
-                raise ValueError(f"it belongs to cell {state['run_key']}")
-        except Exception as error:  # torch.load has no one error for a damaged file
-            self._set_aside(path, f"{type(error).__name__}: {error}".splitlines()[0])
-            return None
-        return dict(state)
+            raise _store_error("write", path, error) from error
 
-    def write_checkpoint(self, key: str, state: dict[str, Any]) -> None:
-        """Keep the state after an epoch (tensors, numbers, strings, lists, tuples and dicts), in place of the last."""
-        import torch
-
-        # through memory, because torch.save hides the reason when it cannot write a file
-        buffer = io.BytesIO()
-        torch.save({**state, "run_key": key}, buffer)
-        self._write(self._path("checkpoints", key), buffer.getbuffer())
+    def checkpoint(self, key: str) -> Checkpoint:
+        """Where a cell under way keeps its journal."""
+        return Checkpoint(self, key)
 
     def drop_checkpoint(self, key: str) -> None:
         """Forget the state of a cell, if there is one."""
-        path = self._path("checkpoints", key)
+        path = self.root / "checkpoints" / key
         try:
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path)
+        except FileNotFoundError:
+            pass
         except OSError as error:
             raise _store_error("remove", path, error) from error
 
@@ -184,20 +164,22 @@ class Store:
         except FileNotFoundError:
             return
         if not whole:
-            self._set_aside(path, "not a whole history")
+            self.set_aside(path, "not a whole history")
             raise ValueError(f"its history {path} is damaged")
 
     def _path(self, kind: str, key: str) -> Path:
-        suffix = {"checkpoints": ".pt", "locks": ".lock", "logs": ".txt"}.get(kind, ".json")
+        suffix = {"weights": ".safetensors", "locks": ".lock", "logs": ".txt"}.get(kind, ".json")
         return self.root / kind / f"{key}{suffix}"
 
-    def _write(self, path: Path, data: bytes | memoryview) -> None:
+    def write(self, path: Path, data: bytes | memoryview) -> None:
+        """Write a file of the folder whole."""
         try:
             write_whole(path, data)
         except OSError as error:
             raise _store_error("write", path, error) from error
 
-    def _set_aside(self, path: Path, reason: str) -> None:
+    def set_aside(self, path: Path, reason: str) -> None:
+        """Move a file that cannot be read to ``damaged/``, and say so."""
         if not self._repair:
             _log.warning("damaged: %s (%s); its cell counts as not run", path, reason)
             return
@@ -217,30 +199,74 @@ class Store:
         _log.warning("damaged: %s (%s); moved to %s, its cell will be run again", path, reason, target)
 
 
+class Checkpoint:
+    """The journal of a cell under way: a file for each of its steps (:class:`nasbench_grow.contract.journal.Storage`).
+
+    States are tensors, numbers, strings, lists, tuples and dicts.
+    """
+
+    def __init__(self, store: Store, key: str) -> None:
+        self._store, self._key = store, key
+        self._folder = store.root / "checkpoints" / key
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """The state called ``name``, or None where there is none (or none that can be read)."""
+        import torch
+
+        path = self._folder / f"{name}.pt"
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _store_error("read", path, error) from error
+        try:
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            if state["run_key"] != self._key:
+                raise ValueError(f"it belongs to cell {state['run_key']}")
+        except Exception as error:  # torch.load has no one error for a damaged file
+            self._store.set_aside(path, f"{type(error).__name__}: {error}".splitlines()[0])
+            return None
+        return dict(state)
+
+    def write(self, name: str, state: dict[str, Any]) -> None:
+        """Keep a state in place of any older one of its name."""
+        import torch
+
+        # through memory, because torch.save hides the reason when it cannot write a file
+        buffer = io.BytesIO()
+        torch.save({**state, "run_key": self._key}, buffer)
+        self._store.write(self._folder / f"{name}.pt", buffer.getbuffer())
+
+    def forget(self, prefix: str) -> None:
+        """Drop every state whose name begins so."""
+        for path in self._folder.glob(f"{prefix}*.pt"):
+            path.unlink(missing_ok=True)
+
+
 class ReadOnlyStore(Store):
     """A results folder that another process writes for this one: nothing is changed here."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         super().__init__(root, repair=False)
 
+    def write_weights(self, key: str, save: Callable[[Path], object]) -> None:
+        """Left to the other process."""
+
     def drop_checkpoint(self, key: str) -> None:
         """Left to the other process."""
 
-    def _write(self, path: Path, data: bytes | memoryview) -> None:
-        pass
+    def checkpoint(self, key: str) -> Checkpoint:
+        """What the other process keeps, to be read only."""
+        return _ReadOnlyCheckpoint(self, key)
+
+    def write(self, path: Path, data: bytes | memoryview) -> None:
+        """Left to the other process."""
 
 
-def _check_record(record: Any, key: str) -> None:
-    """Raise ValueError unless this is a whole record of cell ``key``."""
-    if not isinstance(record, dict):
-        raise ValueError("not a JSON object")
-    missing = [field for field in RECORD_FIELDS if field not in record]
-    if missing:
-        raise ValueError(f"fields missing: {', '.join(missing)}")
-    if record["run_key"] != key:
-        raise ValueError(f"its run key is {record['run_key']!r}")
-    if record["status"] not in STATUSES:
-        raise ValueError(f"unknown status {record['status']!r}")
+class _ReadOnlyCheckpoint(Checkpoint):
+    def forget(self, prefix: str) -> None:
+        """Left to the other process."""
 
 
 def _finite(value: Any) -> Any:

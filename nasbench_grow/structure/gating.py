@@ -1,8 +1,7 @@
 """Gates on a sub-network: each present filter and layer scaled by its own factor, after the normalisation.
 
 The sub-network stays an ordinary module; for each forward pass the scaled tensors take the place of the plain ones
-(``w * m`` in the paper's objective), so one autograd pass yields the gradients of both. Where every gate is 1 the plain
-network is trained, and the slopes along the gates follow from the gradients of its weights. ``fold`` makes the scales
+(``w * m`` in the paper's objective), so one autograd pass yields the gradients of both. ``fold`` makes the scales
 permanent: the result computes the same with no gates at all.
 """
 
@@ -51,7 +50,6 @@ class GatedNetwork(nn.Module):
         # Number -1, an entry that no structure owns, becomes the last one of all, which nothing scales.
         nothing = torch.empty(0, dtype=torch.int64)  # a seed without layers may have nothing to scale
         self._numbers = torch.cat([nothing, *numbers]).remainder(len(space) + 1).to(device)
-        self._count = len(space) + 1
 
     def scaled(self, gates: Tensor) -> dict[str, Tensor]:
         """The gated tensors, scaled. ``gates`` has shape (structures,)."""
@@ -66,26 +64,6 @@ class GatedNetwork(nn.Module):
         if gates is None:
             return self.network(inputs)
         return functional_call(self.network, self.scaled(gates), (inputs,))
-
-    def slopes(self) -> Tensor:
-        """The loss's slope along every gate, shape (structures,), where all are 1 and the weights have gradients.
-
-        A gate m scales entries w, so that dL/dm is the sum of w dL/dw over them: no gated network has to be run.
-        Weights that have no gradient (frozen ones) tell nothing.
-        """
-        slopes = next(self.network.parameters()).new_zeros(self._count)
-        if not self._axes:
-            return slopes[:-1]
-        parameters = dict(self.network.named_parameters())
-        weights = [parameters[name] for name, _ in self._axes]
-        gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
-        with torch.no_grad():
-            products = torch._foreach_mul(weights, gradients)  # type: ignore[arg-type]  # one kernel for all
-            along = [
-                product.movedim(dim, 0).flatten(1).sum(1) if product.ndim > 1 else product
-                for product, (_, dim) in zip(products, self._axes, strict=True)
-            ]
-            return slopes.index_add_(0, self._numbers, torch.cat(along))[:-1]
 
     def fold(self, gates: Tensor | None = None) -> nn.Module:
         """A copy of the sub-network with the scales multiplied into its weights; None: all are 1."""

@@ -1,0 +1,362 @@
+"""All that a method may know of the cell it runs and do with its data: each of it counted and resumable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nasbench_grow.base import randomness
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract.callback import Callback
+from nasbench_grow.contract.clock import Clock
+from nasbench_grow.contract.journal import Journal, Memory, Step, Storage
+from nasbench_grow.contract.runtime import Runtime
+from nasbench_grow.contract.source import Source
+from nasbench_grow.contract.task import Batch, Recipe, Split, TrainSplit
+from nasbench_grow.cost.macs import count_macs
+from nasbench_grow.cost.meter import TrainingMeter
+from nasbench_grow.structure.elastic import ElasticModel
+from nasbench_grow.structure.space import Space
+
+SEARCH_SHARE = 0.1
+"""Share of the training samples that a search is judged on, and does not train on."""
+
+Price = Callable[[Space, nn.Module], Callable[[Tensor], float]]
+"""Makes, for a space and its dense model, the function that gives the seconds of a training step of structures."""
+
+
+class DivergedError(Exception):
+    """The training loss is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where a run stands after an epoch: what a method yields."""
+
+    network: nn.Module
+    """The network as it stands, to be judged: an ordinary module."""
+    loss: float
+    """Mean training loss of the epoch."""
+    learning_rate: float
+    """Of the epoch's last step."""
+    log: dict[str, float]
+    """Figures of the method's own."""
+    purpose: str
+    """``training``, or ``search`` where the network trains only to be judged."""
+
+
+class Job:
+    """One cell, as a method sees it.
+
+    Args:
+        budget: inference MACs of the network to return, as a share of the dense network's, in (0, 1].
+        seed: of everything random.
+        epochs: length of the run's schedule.
+        granularity: widths are rounded to multiples of this (smaller ones as
+            :func:`nasbench_grow.structure.selection.allowed_width` says); 1: no rounding.
+        example: one input with a batch axis of 1, on the device of the run.
+        recipe: how every method trains on this task.
+        loss: ``loss(output, target)``, a scalar.
+        build: gives a fresh dense backbone on the device of the run, with the same initial weights at each call.
+        train: the training split.
+        score: judges a network on a split; higher is better. None: nothing can be judged.
+        source: the cell whose result this one begins with, if the method named one.
+        runtime: how steps are run; None: as they come.
+        meter: counts the MACs; None: a fresh one.
+        storage: keeps the journal; None: nothing is kept.
+        price: makes the cost in seconds; None: there is none.
+        ambient: what else must go on where a run is resumed (an object with ``state_dict`` and ``load_state_dict``).
+    """
+
+    def __init__(
+        self,
+        *,
+        budget: float,
+        seed: int,
+        epochs: int,
+        granularity: int,
+        example: Tensor,
+        recipe: Recipe,
+        loss: Callable[[Any, Tensor], Tensor],
+        build: Callable[[], nn.Module],
+        train: TrainSplit,
+        score: Callable[[nn.Module, Split], float] | None = None,
+        source: Source | None = None,
+        runtime: Runtime | None = None,
+        meter: TrainingMeter | None = None,
+        storage: Storage | None = None,
+        price: Price | None = None,
+        ambient: Any = None,
+    ) -> None:
+        self.budget, self.seed, self.epochs, self.granularity = budget, seed, epochs, granularity
+        self.example, self.recipe, self.loss, self.build = example, recipe, loss, build
+        self.train, self.price = train, price
+        self.meter = meter or TrainingMeter()
+        self.runtime = runtime or Runtime()
+        self.clock = Clock()
+        self._journal = Journal(storage or Memory())
+        self._score, self._source, self._ambient = score, source, ambient
+        self._dense_macs: int | None = None
+        self.sampled: nn.Module | None = None
+        """The network of the last stage, also of one that was passed before the run was taken up again."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of the recipe's size in an epoch."""
+        return self.train.steps_per_epoch(self.recipe.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the run's schedule."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def dense_macs(self) -> int:
+        """Forward MACs of the dense backbone for one input."""
+        if self._dense_macs is None:
+            self._dense_macs = count_macs(self.build(), self.example)
+        return self._dense_macs
+
+    @property
+    def source(self) -> Source:
+        """What the cell named by ``Method.source`` arrived at; what is taken of it is billed."""
+        if self._source is None:
+            raise UserError("this job has no source cell; name one in the method's `source`")
+        return self._source
+
+    def model(self, network: nn.Module | None = None) -> ElasticModel:
+        """A model to train: a fresh dense backbone, or ``network``, with the recipe's optimizer."""
+        return ElasticModel(self.build() if network is None else network, self.example, self.recipe.optimizer)
+
+    def fit(
+        self,
+        model: ElasticModel,
+        callback: Callback | None = None,
+        *,
+        epochs: float | None = None,
+        span: tuple[float, float] | None = None,
+        rate: float = 1.0,
+        searching: bool = False,
+    ) -> Generator[Stage, None, None]:
+        """Trains a model: ``yield from job.fit(model)`` in a method's ``run``.
+
+        Code that a method writes into a loop over the stages runs once an epoch; what it must remember from one epoch
+        to the next belongs into the callback's state.
+
+        Args:
+            model: trained in place.
+            callback: what is not plain about it; None: nothing.
+            epochs: passes over the training samples, whole or not; None: what is left of the run's schedule.
+            span: the part of the recipe's schedule to go through, e.g. (0, 1): all of it, warm-up included. None: go on
+                in the run's own, which is ``epochs`` of the job long.
+            rate: factor on the recipe's learning rate.
+            searching: train on what the search split leaves, by a schedule of the training's own (``span``, or all of
+                the recipe's), and count it as search.
+
+        Raises:
+            DivergedError: the loss is no longer a finite number.
+        """
+        callback = callback or Callback()
+        if not searching:
+            yield from self._fit(model, callback, epochs, span, rate, self.train, "training")
+            return
+        rest, _ = self._search_splits
+        with self.meter.spending_on("search"):
+            yield from self._fit(
+                model, callback, self.epochs if epochs is None else epochs, span or (0.0, 1.0), rate, rest, "search"
+            )
+
+    def trial(
+        self, model: ElasticModel, callback: Callback | None = None, *, epochs: float
+    ) -> Generator[Stage, None, float]:
+        """Trains a model only to judge it, by the whole of the recipe's schedule; returns its :meth:`score`.
+
+        The samples that it is judged on are left out of the training. Everything counts as search. In a run that is
+        taken up again, trials that are done give their score and leave ``model`` as it was before.
+        """
+        with self._journal.step() as step:
+            if step.done:
+                return self._given(step)
+            yield from self.fit(model, callback, epochs=epochs, searching=True)
+            return self._result(step, self.score(model.network))
+
+    def score(self, network: nn.Module) -> float:
+        """How good a network is on the search split: part of the training samples, neither validation nor test.
+
+        Higher is better, whatever the task's metric. Counts as search.
+        """
+        with self._journal.step() as step:
+            if step.done:
+                return self._given(step)
+            if self._score is None:
+                raise UserError("this job cannot judge networks: it was made without a score")
+            _, judged = self._search_splits
+            with self.meter.spending_on("search"), self.runtime.autocast():
+                found = self._score(network, judged)
+                self.meter.forward(count_macs(network, self.example), len(judged))
+            return self._result(step, found)
+
+    def calibrate(self, network: nn.Module, samples: int, *, backward: bool = False) -> Iterator[Batch]:
+        """Training samples in a fixed order, not augmented, to gather statistics of ``network`` with.
+
+        Args:
+            network: what will be run on them, once a sample.
+            samples: how many to give, at most all.
+            backward: whether gradients are taken, too, which costs three times as much.
+        """
+        macs = count_macs(network, self.example)
+        left = min(samples, len(self.train))
+        for inputs, targets in self.train.batches(self.recipe.batch_size):
+            inputs, targets = inputs[:left], targets[:left]
+            with self.meter.spending_on("calibration"):
+                (self.meter.step if backward else self.meter.forward)(macs, len(inputs))
+            yield inputs, targets
+            left -= len(inputs)
+            if left <= 0:
+                return
+
+    @cached_property
+    def _search_splits(self) -> tuple[TrainSplit, Split]:
+        """What a search trains on, and what it is judged on."""
+        return self.train.hold_out(SEARCH_SHARE)
+
+    def _fit(
+        self,
+        model: ElasticModel,
+        callback: Callback,
+        epochs: float | None,
+        span: tuple[float, float] | None,
+        rate: float,
+        train: TrainSplit,
+        purpose: str,
+    ) -> Generator[Stage, None, None]:
+        """One training, taken up where the journal says that it stands."""
+        per_epoch = train.steps_per_epoch(self.recipe.batch_size)
+        clock, total = (self.clock, self.total_steps) if span is None else (Clock(), 0)
+        first = clock.end
+        last = first + round(epochs * per_epoch) if epochs is not None else total
+        total, span = (total, (0.0, 1.0)) if span is None else (last, span)
+
+        def learning_rate(step: int) -> float:
+            progress = span[0] + (span[1] - span[0]) * min(1.0, (step + 1) / total)
+            return rate * self.recipe.learning_rate_at(progress)
+
+        with self._journal.step() as step:
+            if step.state is not None:
+                self._take_up(step, model, callback, clock)
+                self.sampled = callback.evaluated(model)
+            while clock.end < last and not step.done:
+                end = min(last, (clock.end // per_epoch + 1) * per_epoch)
+                loss = self._epoch(model, callback, clock, end, total, learning_rate, train)
+                if not math.isfinite(loss):
+                    raise DivergedError(f"the training loss became {loss} in epoch {math.ceil(end / per_epoch)}")
+                callback.after_epoch(model)
+                self.sampled = callback.evaluated(model)
+                yield Stage(self.sampled, loss, learning_rate(end - 1), callback.log(model), purpose)
+                self._keep(step, model, callback, clock, done=end == last)
+
+    def _epoch(
+        self,
+        model: ElasticModel,
+        callback: Callback,
+        clock: Clock,
+        end: int,
+        total: int,
+        learning_rate: Callable[[int], float],
+        train: TrainSplit,
+    ) -> float:
+        """Trains up to step ``end``, which is within one epoch; returns the mean loss over its batches."""
+        size, per_epoch = self.recipe.batch_size, train.steps_per_epoch(self.recipe.batch_size)
+        number, skipped = divmod(clock.end, per_epoch)
+        steps = end - clock.end
+        drawn = islice(train.epoch(number + 1, size, self.seed), skipped, skipped + steps)
+        batches = self.runtime.batches(drawn, clock, model, steps, steps * min(size, len(train)))
+        model.network.train()
+        losses = []
+        while clock.end < end:
+            callback.before_step(model, clock.end, total)
+            batch = next(batches, None)
+            if batch is None:
+                break
+            rate = clock.scale * learning_rate(clock.start)
+            losses.append(self._step(model, callback, *batch, rate))
+        return self.runtime.mean(float(torch.stack(losses).mean())) if losses else math.nan
+
+    def _step(self, model: ElasticModel, callback: Callback, inputs: Tensor, targets: Tensor, rate: float) -> Tensor:
+        """One optimizer step; returns the loss, which stays on the device: reading it would stall a GPU."""
+        network = self._fast(model)
+        self.recipe.set_rate(model.optimizer, rate)
+        model.optimizer.zero_grad()
+        with self.runtime.autocast():
+            loss = callback.loss(model, network, inputs, targets, self.loss)
+            penalty = callback.penalty(model)
+        (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
+        callback.after_backward(model)
+        model.optimizer.step()
+        model.unchanged += 1
+        self.meter.step(callback.step_macs(model), len(inputs))
+        return loss.detach()
+
+    def _fast(self, model: ElasticModel) -> nn.Module:
+        """What computes the model's network: the set-up's faster form once its structure has stood for an epoch."""
+        if model.present is not None and model.unchanged < self.steps_per_epoch:
+            return model.network
+        if getattr(self, "_fast_of", None) is not model.network:
+            self._fast_of, self._faster = model.network, self.runtime.accelerate(model.network)
+        return self._faster
+
+    def _keep(self, step: Step, model: ElasticModel, callback: Callback, clock: Clock, *, done: bool) -> None:
+        step.keep(
+            {
+                "model": model.state_dict(),
+                "callback": callback.state_dict(),
+                "step": clock.end,
+                **self._surroundings(),
+            },
+            done=done,
+        )
+
+    def _take_up(self, step: Step, model: ElasticModel, callback: Callback, clock: Clock) -> None:
+        assert step.state is not None
+        model.load_state_dict(step.state["model"])
+        callback.load_state_dict(step.state["callback"])
+        self._go_on(step)
+        clock.move_to(step.state["step"])
+
+    def _result(self, step: Step, score: float) -> float:
+        """Keeps the score that ends a step."""
+        step.keep({"score": score, **self._surroundings()}, done=True)
+        return score
+
+    def _given(self, step: Step) -> float:
+        """The score of a step that was taken before."""
+        assert step.state is not None
+        self._go_on(step)
+        return float(step.state["score"])
+
+    def _surroundings(self) -> dict[str, Any]:
+        """All that a run depends on beside its models."""
+        return {
+            "meter": self.meter.state_dict(),
+            "clock": self.clock.end,
+            "random": randomness.states(self.example.device),
+            "ambient": {} if self._ambient is None else self._ambient.state_dict(),
+        }
+
+    def _go_on(self, step: Step) -> None:
+        """Everything around is as it was when the step was kept."""
+        assert step.state is not None
+        if not step.done:
+            step.forget_inside()
+        self.meter.load_state_dict(step.state["meter"])
+        self.clock.move_to(step.state["clock"])
+        randomness.put_back(step.state["random"], self.example.device)
+        if self._ambient is not None:
+            self._ambient.load_state_dict(step.state["ambient"])

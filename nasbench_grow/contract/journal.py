@@ -1,0 +1,92 @@
+"""What a run has done so far, so that it can be taken up again in the middle of a method's own code.
+
+A method is straight code that trains, decides and trains again. After a kill it is run anew from its first line, and
+every step that is in the journal - a training, a judgement, a whole trial - gives at once what it gave then; what lies
+between is computed again, to the same end. The first step that the journal does not hold whole goes on where it
+stopped.
+
+Each step has a name, its number in the order of the code, and is one entry of a storage. The steps inside a step are
+numbered ``3.0``, ``3.1``, ... and are forgotten when it is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+State = dict[str, Any]
+
+
+class Storage(Protocol):
+    """Keeps states (tensors, numbers, strings, lists, tuples and dicts) by name, each written whole or not at all."""
+
+    def read(self, name: str) -> State | None:
+        """The state called ``name``, or None."""
+        ...
+
+    def write(self, name: str, state: State) -> None:
+        """Keep a state in place of any older one of its name."""
+        ...
+
+    def forget(self, prefix: str) -> None:
+        """Drop every state whose name begins so."""
+        ...
+
+
+class Memory:
+    """Keeps nothing: for a run that nobody resumes."""
+
+    def read(self, name: str) -> State | None:
+        """Nothing."""
+        return None
+
+    def write(self, name: str, state: State) -> None:
+        """Lets it go."""
+
+    def forget(self, prefix: str) -> None:
+        """There is nothing to forget."""
+
+
+class Journal:
+    """The steps of a run in the order in which its code takes them."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self._prefix = ""
+        self._next = 0
+
+    @contextmanager
+    def step(self) -> Iterator[Step]:
+        """The next step of the code; steps taken inside are part of it."""
+        name = f"{self._prefix}{self._next}"
+        outside = self._prefix, self._next + 1
+        self._prefix, self._next = f"{name}.", 0
+        try:
+            yield Step(name, self.storage)
+        finally:
+            self._prefix, self._next = outside
+
+
+class Step:
+    """One step: not begun, begun or done."""
+
+    def __init__(self, name: str, storage: Storage) -> None:
+        self._name, self._storage = name, storage
+        self.state = storage.read(name)
+        """What was kept last; None: nothing."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the step was taken to its end."""
+        return self.state is not None and bool(self.state["done"])
+
+    def keep(self, state: State, *, done: bool) -> None:
+        """Keep where the step stands."""
+        self.state = {**state, "done": done}
+        self._storage.write(self._name, self.state)
+        self.forget_inside()
+
+    def forget_inside(self) -> None:
+        """Drop the steps taken inside so far: what was kept last comes after them."""
+        self._storage.forget(f"{self._name}.")

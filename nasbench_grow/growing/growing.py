@@ -1,0 +1,199 @@
+"""Growing a network while it trains: the algorithm of Yuan, Savarese, Maire (ICLR 2021, arXiv 2007.15353).
+
+::
+
+    initialise w, s; q = seed                                          Growing.__init__
+    for period = 1 .. T:                                               Growing.before_step
+        lambda <- lambda_base * (u - u_G)                                Masks.resample
+        extract the physical sub-network of q                            ElasticModel.resize
+        for each mini-batch: one step on L(sub-network) + penalty        Growing.forward, .penalty, .after_backward
+        write it back; q ~ Bernoulli(sigmoid(beta * s)); update beta     ElasticModel.resize, Masks.resample
+    harden, fold, return the small model                               Growing.finish
+
+Which structures are present, and how that is learnt, is the masks' business: :mod:`nasbench_grow.growing.relaxation` is
+the paper's, :mod:`nasbench_grow.growing.scaling` a schedule that learns nothing.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract import Callback, ElasticModel
+from nasbench_grow.structure.elastic import Newborn
+from nasbench_grow.structure.gating import GatedNetwork
+from nasbench_grow.structure.space import Space, Structures
+
+CostOf = Callable[[Tensor], float]
+"""The cost of structures, shape (structures,): their forward MACs, or the seconds of a training step."""
+
+
+class Masks(ABC):
+    """State of all structures of one run.
+
+    Args:
+        space: the configuration space.
+        structures: what is grown: filters and layers, or one of them inside a network that has all of the other.
+        budget: cost of the network to return, as a share of the dense network's.
+        cost_of: cost of structures; None: their forward MACs.
+        seed: of everything random here.
+
+    Raises:
+        UserError: a budget outside (0, 1] or below the seed's own cost, or a space with nothing to grow.
+    """
+
+    def __init__(
+        self, space: Space, structures: Structures, budget: float, cost_of: CostOf | None = None, seed: int = 0
+    ) -> None:
+        self.space, self.structures, self.budget = space, structures, budget
+        self.cost_of = cost_of or space.macs
+        self.generator = torch.Generator().manual_seed(seed)
+        self.always = torch.zeros(len(space), dtype=torch.bool)
+        """The structures that are not grown, but there from the start."""
+        self.always[: space.filters] = structures == "layers"
+        self.always[space.filters :] = structures == "filters"
+        self.dense_cost = self.cost_of(space.full())
+        self.present = space.seed(structures)
+        self.seed_cost = self.cost
+        _check(budget, space, structures, self.seed_cost)
+
+    @property
+    def cost(self) -> float:
+        """Cost of the present network as a share of the dense network's."""
+        return self.cost_of(self.present) / self.dense_cost
+
+    @abstractmethod
+    def target(self, progress: float) -> float:
+        """The share of the dense cost that is aimed at when ``progress`` (0 to 1) of the run is done."""
+
+    @abstractmethod
+    def resample(self, progress: float) -> Tensor:
+        """Chooses the structures of the next period; ``progress`` is the share of the run that is done by now."""
+
+    def harden(self) -> Tensor:
+        """The structures of the network to return."""
+        return self.present
+
+    def gates(self) -> Tensor | None:
+        """The scale of every structure, shape (structures,), which the loss is differentiated by; None: all are 1."""
+        return None
+
+    def penalty(self) -> Tensor | None:
+        """What the objective adds to the loss: the price of the structures (a scalar); None: nothing."""
+        return None
+
+    def step(self) -> None:  # noqa: B027 (masks that learn nothing have nothing to do)
+        """Takes up the gradients of one mini-batch, before the weights change."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes during a run; a table of step times too, as timed again it would be another."""
+        times = getattr(self.cost_of, "state_dict", None)
+        return {
+            "present": self.present,
+            "generator": self.generator.get_state(),
+            "times": None if times is None else times(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what :meth:`state_dict` gave."""
+        self.present = state["present"]
+        self.generator.set_state(state["generator"])
+        if state["times"] is not None:
+            self.cost_of.load_state_dict(state["times"])  # type: ignore[attr-defined]
+            self.dense_cost = self.cost_of(self.space.full())
+
+
+class Growing(Callback):
+    """Restructures a model as its masks say, and trains both.
+
+    Args:
+        model: to be grown; becomes the seed.
+        masks: decide what is present.
+        steps: length of the run.
+        periods: how many times the network is restructured in it (T in the paper).
+        newborn: how structures that join start.
+    """
+
+    def __init__(
+        self, model: ElasticModel, masks: Masks, steps: int, periods: int, newborn: Newborn = "initial"
+    ) -> None:
+        self.masks, self.newborn, self.steps = masks, newborn, steps
+        self.period = -(-steps // min(periods, steps))
+        self.restructured_at = 0
+        self.largest_step = 0.0
+        self._gated: GatedNetwork | None = None
+        model.resize(masks.present)
+
+    def before_step(self, model: ElasticModel, step: int, steps: int) -> None:
+        """Begins another period if the last one is over."""
+        if step // self.period > self.restructured_at // self.period:
+            self.restructured_at, cost = step, self.masks.cost
+            model.resize(self.masks.resample(step / self.steps), self.newborn)
+            self.largest_step = max(self.largest_step, abs(self.masks.cost - cost))
+
+    def forward(self, model: ElasticModel, network: nn.Module, inputs: Any) -> Any:
+        """The sub-network, each structure scaled by its gate."""
+        gates = self.masks.gates()
+        return network(inputs) if gates is None else self._scaling(model)(inputs, gates)
+
+    def penalty(self, model: ElasticModel) -> Tensor | None:
+        """The price of the structures."""
+        return self.masks.penalty()
+
+    def after_backward(self, model: ElasticModel) -> None:
+        """One step of the masks."""
+        self.masks.step()
+
+    def evaluated(self, model: ElasticModel) -> nn.Module:
+        """The network as it is now, the scales folded in."""
+        gates = self.masks.gates()
+        return model.network if gates is None else self._scaling(model).fold(gates).eval()
+
+    def finish(self, model: ElasticModel) -> nn.Module:
+        """The network to return: hardened, the scales folded in, no fine-tuning."""
+        model.resize(self.masks.harden())
+        return self.evaluated(model)
+
+    def _scaling(self, model: ElasticModel) -> GatedNetwork:
+        """The sub-network with its gates, made anew where its structure has changed."""
+        if self._gated is None or self._gated.network is not model.network:
+            self._gated = GatedNetwork(model.space, model.structures, model.network)
+        return self._gated
+
+    def log(self, model: ElasticModel) -> dict[str, float]:
+        """Scheduled cost, actual cost, and its largest change by one restructuring, as shares of the dense cost."""
+        target = self.masks.target(self.restructured_at / self.steps)
+        return {"target": target, "cost": self.masks.cost, "largest_step": self.largest_step}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The masks, and when they last changed (the model is kept apart)."""
+        return {
+            "masks": self.masks.state_dict(),
+            "restructured_at": self.restructured_at,
+            "largest_step": self.largest_step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what :meth:`state_dict` gave."""
+        self.masks.load_state_dict(state["masks"])
+        self.restructured_at, self.largest_step = state["restructured_at"], state["largest_step"]
+
+
+def _check(budget: float, space: Space, structures: Structures, seed_cost: float) -> None:
+    """A budget must be a share of the dense cost that is above what the seed costs."""
+    if not space.groups:
+        raise UserError("nothing in this model can be grown: no channel group was found; use another backbone")
+    if structures == "layers" and not space.layers:
+        raise UserError("structures 'layers' finds no removable layer in this model; grow 'both' or 'filters'")
+    if not 0 < budget <= 1:
+        raise UserError(f"budget {budget} is outside (0, 1]; give the share of the dense cost to keep, e.g. 0.5")
+    if budget < seed_cost:
+        raise UserError(
+            f"budget {budget} is below the seed network's own cost, {seed_cost:.4f} of the dense one's; "
+            f"give a budget between {seed_cost:.4f} and 1"
+        )

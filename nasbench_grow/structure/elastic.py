@@ -1,0 +1,130 @@
+"""A network in training whose structure can change.
+
+What trains is an ordinary small module: the physical sub-network of the structures that are present. The dense model
+keeps the weights of everything else. :meth:`ElasticModel.resize` moves from one set of structures to the next: weights
+are written back, the next sub-network is cut out, optimizer and running state follow entry by entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from nasbench_grow.cost.macs import count_macs
+from nasbench_grow.structure.discovery import discover
+from nasbench_grow.structure.space import Space
+from nasbench_grow.structure.subnetwork import absorb, carry_optimizer, carry_state, extract, silence
+
+Newborn = Literal["initial", "zero"] | Callable[["ElasticModel", Tensor, Tensor], None]
+"""How structures that join start: with the weights that the dense model has for them (initial ones, where they never
+trained); with outgoing weights of zero, so that the network's function stays as it was; or as a function of (model,
+structures before, structures after) sets the entries of ``model.dense``."""
+
+
+class ElasticModel:
+    """The dense model, the sub-network of it that is present, and that one's optimizer.
+
+    Args:
+        dense: the dense model; its weights are changed by training.
+        example: one input with a batch axis of 1, on the device of the run.
+        make_optimizer: makes the optimizer of a network.
+
+    Attributes:
+        network: the module that trains now; at first the dense model itself.
+        optimizer: holds the parameters of ``network``.
+        present: the structures of ``network``, shape (structures,), bool; None: nothing was ever removed.
+        unchanged: optimizer steps since the structure last changed.
+    """
+
+    def __init__(
+        self, dense: nn.Module, example: Tensor, make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    ) -> None:
+        self.dense, self.example, self.make_optimizer = dense, example, make_optimizer
+        self.network = dense
+        self.optimizer = make_optimizer(dense)
+        self.present: Tensor | None = None
+        self.unchanged = 0
+        self._macs: int | None = None
+
+    @cached_property
+    def space(self) -> Space:
+        """What of the dense model can be present or absent; discovered when first asked for."""
+        return discover(self.dense, self.example)
+
+    @property
+    def structures(self) -> Tensor:
+        """The structures of the network, shape (structures,), bool."""
+        return self.space.full() if self.present is None else self.present
+
+    @property
+    def macs(self) -> int:
+        """Forward MACs of the network for one input."""
+        if self._macs is None:
+            self._macs = self.space.macs(self.present) if self.present is not None else self._count()
+        return self._macs
+
+    def _count(self) -> int:
+        return count_macs(self.network, self.example)
+
+    @torch.profiler.record_function("restructuring")
+    def resize(self, present: Tensor, newborn: Newborn = "initial") -> None:
+        """Makes ``present`` the structures that train from now on.
+
+        Args:
+            present: shape (structures,), bool; every channel group needs at least one filter.
+            newborn: how structures that join start.
+        """
+        before = self.structures
+        if torch.equal(before, present):
+            return
+        if self.network is not self.dense:
+            absorb(self.space, self.dense, before, self.network)
+        if callable(newborn):
+            newborn(self, before, present)
+        elif newborn == "zero":
+            silence(self.space, self.dense, before, present)
+        old = (before, self.network, self.optimizer)
+        self._take_up(present)
+        carry_optimizer(self.space, old, (present, self.network, self.optimizer))
+        carry_state(self.space, old[:2], (present, self.network))
+
+    def cut(self, present: Tensor) -> nn.Module:
+        """The sub-network of ``present`` with the weights as they stand now, apart from this one: for a look."""
+        if self.network is not self.dense:
+            absorb(self.space, self.dense, self.structures, self.network)
+        return extract(self.space, self.dense, present)
+
+    def _take_up(self, present: Tensor) -> None:
+        self.present = present.clone()
+        self.network = extract(self.space, self.dense, present).train(self.network.training)
+        self.optimizer = self.make_optimizer(self.network)
+        self.unchanged = 0
+        self._macs = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training changes."""
+        return {
+            "dense": None if self.network is self.dense else self.dense.state_dict(),
+            "present": self.present,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "unchanged": self.unchanged,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what :meth:`state_dict` gave, in a model made from the same dense one."""
+        if state["present"] is None:
+            if self.present is not None:
+                self.network, self.present, self._macs = self.dense, None, None
+                self.optimizer = self.make_optimizer(self.dense)
+        else:
+            self.space  # noqa: B018  (discovered while the dense model is as it was made)
+            self.dense.load_state_dict(state["dense"])
+            self._take_up(state["present"])
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.unchanged = state["unchanged"]
