@@ -114,6 +114,11 @@ def read(value: Any, key: str) -> Record:
     return {**dict.fromkeys(FIELDS), **_meant(value), **value}
 
 
+def is_settled(record: Record | None) -> bool:
+    """Whether nothing is left to do for the cell: it is finished, or its method cannot run there."""
+    return record is not None and record["status"] in ("ok", "skipped")
+
+
 def _meant(old: Record) -> Record:
     """What a record of an older schema says without having a field for it."""
     if old.get("schema") is not None:
