@@ -210,7 +210,7 @@ def _share(arguments: argparse.Namespace, setup: str) -> float:
     if isinstance(arguments.budget, float):
         return arguments.budget
     milliseconds = float(arguments.budget.removesuffix("ms"))
-    cell = {name: getattr(arguments, name) for name in ("method", "task", "backbone")}
+    cell = {name: getattr(arguments, name) for name in ("method", "task", "backbone", "train_samples")}
     share = share_of_cell(milliseconds, **cell, setup=setup)
     print(f"a step of {arguments.budget} is {share:g} of the dense network's", file=sys.stderr)
     return share

@@ -8,9 +8,10 @@ from typing import Any
 import nni
 
 from nasbench_grow.harness.cell import Cell, make_cell
+from nasbench_grow.harness.record import Record
 from nasbench_grow.harness.reproduce import run_one
 from nasbench_grow.harness.runner import Progress
-from nasbench_grow.harness.store import Record, Store
+from nasbench_grow.harness.store import Store
 
 
 def main() -> int:

@@ -297,7 +297,7 @@ class Job:
         with self.runtime.autocast():
             loss = callback.loss(model, network, inputs, targets, self.loss)
             penalty = callback.penalty(model)
-        (loss if penalty is None else loss + penalty).backward()  # type: ignore[no-untyped-call]
+        (loss if penalty is None else loss + penalty).backward()
         callback.after_backward(model)
         model.optimizer.step()
         model.unchanged += 1

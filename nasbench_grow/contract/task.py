@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from nasbench_grow.contract.definition import plain_attributes
+
 Batch = tuple[Tensor, Tensor]
 
 
@@ -76,7 +78,10 @@ class Split(Protocol):
 
 
 class TrainSplit(Split, Protocol):
-    """A training split: also gives shuffled, augmented epochs."""
+    """A training split: also gives shuffled, augmented epochs, and a part of itself to judge a search on.
+
+    Its plain batches serve calibration: every beginning of their order is as class-balanced as the data allow.
+    """
 
     def epoch(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
         """The batches of one epoch, a pure function of the arguments (so that a run can resume). Drops the last
@@ -85,6 +90,21 @@ class TrainSplit(Split, Protocol):
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Number of batches that :meth:`epoch` yields."""
+        ...
+
+    def hold_out(self, share: float, batch_size: int = 1) -> tuple[TrainSplit, Split]:
+        """The training samples that are left, and the share of them that an architecture search is judged on.
+
+        A fixed, class-balanced choice where the samples have classes; the end of a text. The two parts are disjoint
+        and together all samples. Architectures that are chosen so have seen neither validation nor test split; the
+        network that is chosen trains on all training samples again.
+
+        Args:
+            share: of the samples, above 0 and below 1; at least one sample is held out.
+            batch_size: a batch of this size at least is left to train on.
+        Raises:
+            UserError: ``share`` is out of range, or the split is too small.
+        """
         ...
 
 
@@ -102,14 +122,39 @@ class Task(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Raise this when the data, the loss or the metric change in a way that no class attribute shows."""
     metric: ClassVar[str]
-    higher_is_better: ClassVar[bool] = True
+    higher_is_better: ClassVar[bool]
+    metric_scale: ClassVar[float]
+    """The metric is shown times this: 100 where it is a share, shown in percent."""
+    metric_unit: ClassVar[str]
+    """Stands behind the number that is shown: ``"%"``, or nothing."""
     num_classes: ClassVar[int]
     input_shape: ClassVar[tuple[int, ...]]
     """Shape of one input without the batch axis, e.g. (3, 32, 32)."""
     recipe: ClassVar[Recipe] = Recipe()
     batch_may_change: ClassVar[bool] = True
     """False where the batches of an epoch go on from each other row by row."""
+    not_defining: ClassVar[frozenset[str]] = frozenset(
+        {"summary", "metric_scale", "metric_unit", "recipe", "not_defining"}
+    )
+    """Class attributes that no result depends on, or that are keyed apart: :meth:`definition` leaves them out."""
+
+    @classmethod
+    def definition(cls) -> dict[str, Any]:
+        """All of the task that its results depend on, as JSON holds it, the same in every process: every public class
+        attribute but the recipe and words for the reader.
+
+        Raises:
+            UserError: the task does not state one of its attributes, or one is no plain data.
+        """
+        return plain_attributes(cls, cls.not_defining)
+
+    @classmethod
+    def score(cls, metric: float) -> float:
+        """The metric so that higher is better: with its sign changed where lower is."""
+        return metric if cls.higher_is_better else -metric
 
     @abstractmethod
     def load(self, device: torch.device, train_samples: int | None = None) -> Splits:

@@ -22,6 +22,9 @@ class Classification(Task):
     """One class for each sample."""
 
     metric = "accuracy"
+    higher_is_better = True
+    metric_scale = 100.0
+    metric_unit = "%"
 
     def loss(self, output: Any, target: Tensor) -> Tensor:
         """Cross entropy, mean over the batch; ``output`` are logits (batch, classes), ``target`` classes (batch,)."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.contract.task import Batch
-from nasbench_grow.data.images import Normalisation, WholeBatches, epoch_seed
+from nasbench_grow.data.images import Normalisation, epoch_seed
+from nasbench_grow.data.splits import ChosenSamples, balanced_order
 
 Sample = TypeVar("Sample")
 Shown = tuple[Tensor, Tensor]
@@ -55,7 +57,10 @@ class DecodedSplit(Generic[Sample]):
         Raises:
             UserError: a file cannot be used; the line names it.
         """
-        order = torch.arange(len(self))
+        yield from self._shown(torch.arange(len(self)), batch_size)
+
+    def _shown(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
+        """The samples of these numbers, not augmented."""
         yield from self._load(self.view, [[(int(i), 0) for i in part] for part in order.split(batch_size)])
 
     def _load(self, view: Callable[[Sample], Shown], batches: Sequence[Sequence[tuple[int, int]]]) -> Iterator[Batch]:
@@ -75,7 +80,7 @@ class DecodedSplit(Generic[Sample]):
             yield self.normalisation(images), targets
 
 
-class DecodedTrainSplit(DecodedSplit[Sample], WholeBatches):
+class DecodedTrainSplit(DecodedSplit[Sample], ChosenSamples):
     """Samples that are trained on: shuffled epochs under ``augmented``, which draws from PyTorch's global generator."""
 
     def __init__(
@@ -88,6 +93,24 @@ class DecodedTrainSplit(DecodedSplit[Sample], WholeBatches):
     ) -> None:
         super().__init__(samples, view, normalisation, device)
         self.augmented = augmented
+
+    def classes(self) -> Tensor:
+        """Zeros: what a sample's class is, if it has one, a subclass knows."""
+        return torch.zeros(len(self), dtype=torch.int64)
+
+    def only(self, chosen: Tensor) -> Self:
+        """The same split with the samples of these numbers alone."""
+        part = copy(self)
+        part.samples = [self.samples[number] for number in chosen.tolist()]
+        return part
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Every sample once, not augmented, in a fixed order of which every beginning is class-balanced.
+
+        Raises:
+            UserError: a file cannot be used; the line names it.
+        """
+        yield from self._shown(balanced_order(self.classes()), batch_size)
 
     def epoch(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
         """Shuffled, augmented, normalised batches: a pure function of the arguments, whatever the number of workers.

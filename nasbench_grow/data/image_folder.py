@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 from torchvision.transforms import v2
 
@@ -77,3 +78,7 @@ class FolderTrainSplit(DecodedTrainSplit[Sample]):
     ) -> None:
         augmented = _View(v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip())
         super().__init__(samples, _centre(size), augmented, normalisation, device)
+
+    def classes(self) -> Tensor:
+        """Class of each image, int64 (n,)."""
+        return torch.tensor([label for _, label in self.samples])

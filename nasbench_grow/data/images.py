@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
+from typing import Self
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nasbench_grow.contract.task import Batch
+from nasbench_grow.data.splits import ChosenSamples, balanced_order
 
 
 @cache
@@ -83,15 +86,26 @@ class ImageSplit:
             yield self.normalisation(images), labels.long()
 
 
-class WholeBatches(Sized):
-    """A split whose epochs consist of whole batches."""
+class TrainImages(ImageSplit, ChosenSamples):
+    """What image splits in memory that are trained on share, however they augment."""
 
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Number of batches of an epoch: whole ones only, but at least one."""
-        return max(1, len(self) // batch_size)
+    def classes(self) -> Tensor:
+        """The labels; zeros where each pixel has one."""
+        return self.labels if self.labels.ndim == 1 else torch.zeros(len(self), dtype=torch.int64)
+
+    def only(self, chosen: Tensor) -> Self:
+        """The same split with the images of these numbers alone, copied."""
+        part, chosen = copy(self), chosen.to(self.images.device)
+        part.images, part.labels = self.images.index_select(0, chosen), self.labels[chosen]
+        return part
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Every sample once, not augmented, in a fixed order of which every beginning is class-balanced."""
+        for chosen in balanced_order(self.classes()).to(self.images.device).split(batch_size):
+            yield self.normalisation(self.images[chosen]), self.labels[chosen].long()
 
 
-class ImageTrainSplit(ImageSplit, WholeBatches):
+class ImageTrainSplit(TrainImages):
     """A part of an image data set that is trained on: shuffled, augmented epochs beside the plain batches."""
 
     def __init__(

@@ -17,7 +17,7 @@ from nasbench_grow.base.errors import UserError
 from nasbench_grow.contract.task import Batch, Recipe, Split, Splits, Task, TrainSplit
 from nasbench_grow.data.evaluating import evaluating
 from nasbench_grow.data.raw import RawText
-from nasbench_grow.data.text import TextSplit, TextTrainSplit
+from nasbench_grow.data.text import TextSplit, TextTrainSplit, sequences_of_batch
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class LanguageModelling(Task):
 
     metric = "perplexity"
     higher_is_better = False
+    metric_scale = 1.0
+    metric_unit = ""
     sequence: ClassVar[int] = 35
     """Time steps of truncated back-propagation (T)."""
     input_shape = (1 + sequence,)
@@ -98,7 +100,7 @@ class LanguageModelling(Task):
         """
         raw = self.read()
         most = (len(raw.train) - 1) // self.sequence
-        least = self.recipe.batch_size * (self.sequence + 1) // self.sequence + 1
+        least = sequences_of_batch(self.recipe.batch_size, self.sequence)
         samples = most if train_samples is None else train_samples
         if most < least or len(raw.val) < 2 or len(raw.test) < 2:
             raise UserError(

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.contract.task import Batch
 from nasbench_grow.data.decoding import DecodedSplit, DecodedTrainSplit, Shown, read_image
-from nasbench_grow.data.images import ImageSplit, Normalisation, WholeBatches, epoch_seed
+from nasbench_grow.data.images import Normalisation, TrainImages, epoch_seed
 from nasbench_grow.data.segmentation import VOID
 
 Pair = tuple[Path, Path]
@@ -114,7 +114,7 @@ def turned(image: Tensor, mask: Tensor) -> Scene:
     return (image.flip(-1), mask.flip(-1)) if mirrored else (image, mask)
 
 
-class MemoryTrainSplit(ImageSplit, WholeBatches):
+class MemoryTrainSplit(TrainImages):
     """Scenes in memory that are trained on: shuffled, augmented epochs beside the plain batches."""
 
     def __init__(self, images: Tensor, masks: Tensor, normalisation: Normalisation, augment: Augment) -> None:
@@ -172,7 +172,7 @@ class FileTrainSplit(DecodedTrainSplit[Pair]):
         super().__init__(pairs, _View(reader), _View(reader, augment), normalisation, device)
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        """Every scene in order, not augmented, one a batch."""
+        """Every scene once, in a fixed order, not augmented, one a batch."""
         yield from super().batches(1)
 
 

@@ -38,6 +38,9 @@ class Segmentation(Task):
     """One class for each pixel. Targets are int64 (batch, height, width), ``VOID`` where a pixel has no class."""
 
     metric = "mean IoU"
+    higher_is_better = True
+    metric_scale = 100.0
+    metric_unit = "%"
 
     def output_shape(self) -> tuple[int, ...]:
         """A logit for each class at each pixel."""

@@ -28,6 +28,7 @@ class Stored(Task, Generic[_R]):
     """The authors' sub-folder of the data folder."""
     by_hand: ClassVar[str]
     """What the user can do if no source works, as a clause."""
+    not_defining = Task.not_defining | {"layout", "by_hand"}
 
     @abstractmethod
     def read_layout(self, folder: Path) -> _R:

@@ -11,6 +11,7 @@ from torch import Tensor
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.contract.task import Batch
 from nasbench_grow.data.raw import RawText
+from nasbench_grow.data.splits import held_out_count
 
 
 def encode(texts: Mapping[Path, Sequence[str]], vocabulary: Sequence[str]) -> list[Tensor]:
@@ -69,6 +70,17 @@ class TextTrainSplit(TextSplit):
         """Number of batches of an epoch: whole sequences only."""
         return (len(self.words) // batch_size - 1) // self.sequence
 
+    def hold_out(self, share: float, batch_size: int = 1) -> tuple[TextTrainSplit, TextSplit]:
+        """The text up to a sequence's end to train on, and the last sequences, which a search is judged on. Each word
+        is predicted in one of the two; the last one read of the first part is where the second begins.
+
+        Raises:
+            UserError: ``share`` is not between 0 and 1, or less is left than a batch of sequences.
+        """
+        count = held_out_count(len(self), share, sequences_of_batch(batch_size, self.sequence))
+        cut = (len(self) - count) * self.sequence
+        return TextTrainSplit(self.words[: cut + 1], self.sequence), TextSplit(self.words[cut:], self.sequence)
+
     def epoch(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
         """Inputs (batch, 1 + T), targets (batch, T): the text is cut into ``batch_size`` pieces of equal length, which
         are read in parallel from their beginnings. Every epoch is the same, whatever ``epoch`` and ``seed``: a text
@@ -77,6 +89,11 @@ class TextTrainSplit(TextSplit):
         streams = self.words[: length * batch_size].view(batch_size, length)
         for step in range(self.steps_per_epoch(batch_size)):
             yield _batch(streams, step * self.sequence, self.sequence)
+
+
+def sequences_of_batch(batch_size: int, sequence: int) -> int:
+    """How many sequences of ``sequence`` words, read as one stream, a text needs for one batch of parallel ones."""
+    return batch_size * (sequence + 1) // sequence + 1
 
 
 def _batch(streams: Tensor, start: int, sequence: int) -> Batch:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +104,7 @@ class Masks(ABC):
         self.present = state["present"]
         self.generator.set_state(state["generator"])
         if state["times"] is not None:
-            self.cost_of.load_state_dict(state["times"])  # type: ignore[attr-defined]
+            cast(Any, self.cost_of).load_state_dict(state["times"])
             self.dense_cost = self.cost_of(self.space.full())
 
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import median
+from typing import Any
 
 import torch
 
 from nasbench_grow.cost.macs import count_macs
-from nasbench_grow.harness import registry
+from nasbench_grow.harness import measure, registry
 from nasbench_grow.harness.cell import Cell
 from nasbench_grow.harness.progress import duration
-from nasbench_grow.harness.record import Record
+from nasbench_grow.harness.record import Record, is_settled
 from nasbench_grow.harness.store import Store
 
 SECONDS_PER_MAC = 4.5e-11
-"""Used where the results folder holds no finished cell of the set-up: what the cells of the ``laptop`` profile took on
-two cores, evaluation included, for each MAC of their training."""
+"""Used where the results folder holds no cell to learn from: what the cells of the ``laptop`` profile took on two
+cores, evaluation included, for each MAC of their training."""
+LEAST_TRAINING_S = 20.0
+"""A cell that trained for less says little: loading and measuring took most of its time."""
 
 
 @dataclass(frozen=True)
@@ -33,39 +36,63 @@ def estimate(cells: Sequence[Cell], records: Sequence[Record]) -> list[Estimate]
     """The expected cost of each cell.
 
     Training costs the dense network's MACs x 3 x samples, times the share that finished cells of the same method and
-    budget needed, or (1 + budget) / 2 where there are none. A MAC takes the median time of the finished cells with
-    the same set-up, or :data:`SECONDS_PER_MAC`.
+    budget needed, or (1 + budget) / 2 where there are none. A MAC takes as long as :func:`seconds_per_mac` says.
     """
     finished = [record for record in records if record["status"] == "ok" and record["train_macs"]]
+    speeds = {setup: seconds_per_mac(finished, setup) for setup in {cell.setup for cell in cells}}
     estimates = []
     for cell in cells:
-        share = _median(
-            [r for r in finished if (r["method"], r["budget"]) == (cell.method, cell.budget)],
-            lambda record: record["train_macs"] / record["dense_train_macs"],
-            otherwise=(1 + cell.budget) / 2,
-        )
-        seconds_per_mac = _median(
-            [r for r in finished if r["setup"] == cell.setup],
-            lambda record: record["total_s"] / record["train_macs"],
-            otherwise=SECONDS_PER_MAC,
-        )
+        shares = [
+            record["train_macs"] / record["dense_train_macs"]
+            for record in finished
+            if (record["method"], record["budget"]) == (cell.method, cell.budget)
+        ]
+        share = median(shares) if shares else (1 + cell.budget) / 2
         samples = cell.epochs * _train_samples(cell.task, cell.train_samples)
         macs = 3 * _dense_macs(cell.backbone, cell.task) * samples * share
-        estimates.append(Estimate(macs, macs * seconds_per_mac))
+        estimates.append(Estimate(macs, macs * speeds[cell.setup]))
     return estimates
+
+
+def seconds_per_mac(finished: Sequence[Record], setup: str) -> float:
+    """Seconds for each MAC of the training, as finished cells of the set-up took on this machine.
+
+    Half of the time that they took went by in cells that were as fast or faster. Cells that trained for less than
+    :data:`LEAST_TRAINING_S` do not count; :data:`SECONDS_PER_MAC` if none is left.
+    """
+    here = _machine(measure.hardware())
+    paces = sorted(
+        (record["total_s"] / record["train_macs"], record["total_s"])
+        for record in finished
+        if record["setup"] == setup
+        and (record["wall_s"] or 0) >= LEAST_TRAINING_S
+        and _machine(record["hardware"] or {}) == here
+    )
+    half, passed = sum(seconds for _, seconds in paces) / 2, 0.0
+    for pace, seconds in paces:
+        passed += seconds
+        if passed >= half:
+            return pace
+    return SECONDS_PER_MAC
+
+
+def _machine(hardware: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What of a record's ``hardware`` tells one machine from another."""
+    return tuple(hardware.get(part) for part in ("cpu", "cores", "gpu"))
 
 
 def plan(cells: Sequence[Cell], store: Store) -> str:
     """A table of the cells, which of them are finished, and what the others will cost."""
     records = {cell: store.record(cell.run_key()) for cell in cells}
-    todo = [cell for cell in cells if not _is_ok(records[cell])]
+    todo = [cell for cell in cells if not is_settled(records[cell])]
     costs = dict(zip(todo, estimate(todo, store.records()), strict=True))
     width = max(len(str(cell)) for cell in cells)
     lines = []
     for cell in cells:
         record = records[cell]
         if cell not in costs:
-            lines.append(f"{cell!s:<{width}}  done")
+            assert record is not None
+            lines.append(f"{cell!s:<{width}}  {'done' if record['status'] == 'ok' else 'skipped'}")
         else:
             state = "to do" if record is None else f"to do again ({record['status']})"
             cost = costs[cell]
@@ -77,14 +104,6 @@ def plan(cells: Sequence[Cell], store: Store) -> str:
         f"{macs:.2e} training MACs, about {duration(seconds)}"
     )
     return "\n".join(lines)
-
-
-def _is_ok(record: Record | None) -> bool:
-    return record is not None and record["status"] == "ok"
-
-
-def _median(records: Sequence[Record], value: Callable[[Record], float], otherwise: float) -> float:
-    return median(map(value, records)) if records else otherwise
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import hashlib
+import math
 import os
 import platform
 import resource
@@ -13,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,9 +24,17 @@ import torch
 from torch import Tensor, nn
 
 from nasbench_grow.base import parallel
+from nasbench_grow.data.evaluating import evaluating
 from nasbench_grow.harness import heap
 
 _PACKAGES = ("torch", "timm", "fvcore", "torch-pruning", "numpy")
+
+SHORTEST_TIMING_S = 0.002
+"""Shorter stretches are not timed: the clock and the call would count."""
+LEAST_ROUNDS = 6
+"""Fewer values have no interval that holds their median with 95 % confidence."""
+ROUNDS_S = 0.6
+"""Seconds that the rounds of one latency may take, unless :data:`LEAST_ROUNDS` take longer."""
 
 
 @cache
@@ -139,6 +149,80 @@ def latency_ms(network: nn.Module, batch: Tensor, *, runs: int = 7) -> float:
             times.append(time.perf_counter() - start)
     network.train(was_training)
     return 1000 * statistics.median(times[2:])
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long a forward pass takes, and what share that is of another network's on the same machine at the time."""
+
+    ms: float
+    """Median milliseconds of one pass."""
+    ratio: float
+    """Median, over the rounds, of the network's time over the reference's right before or after."""
+    low: float
+    high: float
+    """Interval that holds the true median ratio with 95 % confidence or more."""
+
+
+def latency(
+    network: nn.Module,
+    reference: nn.Module,
+    batch: Tensor,
+    *,
+    rounds: int = 21,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Latency:
+    """Time forward passes of two networks in turn, in eval mode, so that a busy machine slows both alike.
+
+    Args:
+        network: the network whose latency is wanted.
+        reference: the one that it is compared with, e.g. the dense network.
+        batch: what both take in.
+        rounds: how often each is timed at most; :data:`LEAST_ROUNDS` or more that fit into :data:`ROUNDS_S`. Passes
+            shorter than :data:`SHORTEST_TIMING_S` are timed several at once.
+        clock: tells the time in seconds.
+    """
+    times: tuple[list[float], list[float]] = ([], [])
+    with evaluating(network), evaluating(reference):
+        timers = [_Timer(each, batch, clock) for each in (network, reference)]
+        round_s = sum(timer.passes * timer.pass_s for timer in timers)
+        rounds = min(rounds, max(LEAST_ROUNDS, int(ROUNDS_S / round_s)))
+        for number in range(rounds):
+            for which in (0, 1) if number % 2 == 0 else (1, 0):  # neither is always the first
+                times[which].append(timers[which].seconds())
+    ratios = sorted(own / other for own, other in zip(*times, strict=True))
+    outside = _ranks_outside(rounds)
+    median_ms = 1000 * statistics.median(times[0])
+    return Latency(median_ms, statistics.median(ratios), ratios[outside], ratios[-1 - outside])
+
+
+class _Timer:
+    """Times forward passes of a network that it has warmed up."""
+
+    def __init__(self, network: nn.Module, batch: Tensor, clock: Callable[[], float]) -> None:
+        self.network, self.batch, self.clock = network, batch, clock
+        self.passes = 1
+        self.seconds()  # the first pass sets up much
+        self.pass_s = max(self.seconds(), 1e-6)
+        self.passes = math.ceil(SHORTEST_TIMING_S / self.pass_s)
+
+    def seconds(self) -> float:
+        """Seconds that a pass takes, from as many as are timed at once."""
+        start = self.clock()
+        for _ in range(self.passes):
+            self.network(self.batch)
+        if self.batch.is_cuda:
+            torch.cuda.synchronize(self.batch.device)
+        return (self.clock() - start) / self.passes
+
+
+def _ranks_outside(rounds: int) -> int:
+    """How many of the smallest, and of the largest, values lie outside the interval of the median: as many as leave it
+    a confidence of 95 %. The rank of the median among independent values is binomial."""
+    outside = 0
+    while 2 * sum(math.comb(rounds, rank) for rank in range(outside + 2)) <= 0.05 * 2**rounds:
+        outside += 1
+    return outside
 
 
 def weights_sha256(network: nn.Module) -> str:

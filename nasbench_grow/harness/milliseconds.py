@@ -8,8 +8,12 @@ from nasbench_grow.structure.discovery import discover
 from nasbench_grow.structure.step_time import StepTime, Timing, share_of_dense
 
 
-def share_of_cell(budget_ms: float, *, method: str, task: str, backbone: str, setup: str) -> float:
+def share_of_cell(
+    budget_ms: float, *, method: str, task: str, backbone: str, setup: str, train_samples: int | None = None
+) -> float:
     """The budget of a cell that may take so many milliseconds a step, as the share that its record keeps.
+
+    A step is one of the batch that the cell trains on, which few training samples make smaller.
 
     Raises:
         UserError: an unknown name, a method whose budget is no time, or a time out of range.
@@ -24,5 +28,5 @@ def share_of_cell(budget_ms: float, *, method: str, task: str, backbone: str, se
     chosen.activate()  # the layers are timed as the run will compute them
     network = chosen.place(registry.build_backbone(backbone, data))
     example = chosen.place(data.example())
-    timing = Timing(data.recipe.batch_size, chosen.precision, chosen.autocast)
+    timing = Timing(data.recipe.for_samples(train_samples).batch_size, chosen.precision, chosen.autocast)
     return share_of_dense(budget_ms, StepTime(discover(network, example), network, example, timing).dense_ms)

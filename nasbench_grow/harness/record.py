@@ -115,7 +115,7 @@ def read(value: Any, key: str) -> Record:
 
 
 def is_settled(record: Record | None) -> bool:
-    """Whether a cell with this record need not be run again."""
+    """Whether nothing is left to do for the cell: it is finished, or its method cannot run there."""
     return record is not None and record["status"] in ("ok", "skipped")
 
 

@@ -75,9 +75,7 @@ def reproduce(cells: Iterable[Cell], store: Store, *, profile: str | None = None
     cells = list(cells)
     before = _recorded(cells, store)
     todo = [cell for cell in cells if not is_settled(before[cell])]
-    outcome = Counter(
-        record["status"] for record in map(before.get, cells) if record is not None and is_settled(record)
-    )
+    outcome = Counter(record["status"] for cell in cells if (record := before[cell]) and is_settled(record))
     with CellsBar(len(todo)) as bar:
         for wait in (False, True):
             busy = []
