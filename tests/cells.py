@@ -8,15 +8,16 @@ from typing import Any, ClassVar
 
 import torch
 from timm.models import register_model
+from tiny_networks import Residual
 from torch import nn
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.baselines.dense import Dense
-from nasbench_grow.contract.method import Job, Method
+from nasbench_grow.contract import Job, Method
 from nasbench_grow.contract.task import Batch
 from nasbench_grow.harness import registry
 from nasbench_grow.harness.cell import Cell, make_cell
-from nasbench_grow.harness.store import RECORD_FIELDS, Record
+from nasbench_grow.harness.record import FIELDS as RECORD_FIELDS, Record
 
 
 @register_model
@@ -31,6 +32,12 @@ def tiny_network(pretrained: bool = False, num_classes: int = 10, in_chans: int 
         nn.Flatten(),
         nn.Linear(8, num_classes),
     )
+
+
+@register_model
+def tiny_residual(pretrained: bool = False, num_classes: int = 10, in_chans: int = 1, **kwargs: Any) -> nn.Module:
+    """A stem and three removable blocks, 16 filters wide: (B, 1, H, W) to (B, 10)."""
+    return Residual(width=16)
 
 
 class Noisy(Dense):
