@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nasbench_grow import Space, select
 from nasbench_grow.contract import Job, Method, Run, check_share
@@ -45,35 +45,23 @@ class L1(Method):
         """Dense training, pruning, training."""
         model = job.model()
         yield from job.fit(model, epochs=self.settings.dense_share * job.epochs)
+        norms = model.filter_sums(lambda weight: weight.detach().abs())
         space = model.space
-        keys = ranks_by_norm(space, model.network)
-        model.resize(select(space, keys, job.budget * space.macs(space.full()), job.granularity))
+        limit = job.budget * space.macs(space.full())
+        model.resize(select(space, same_share(space, norms), limit, job.granularity))
         yield from job.fit(model)
         return model.network
 
 
-def filter_norms(space: Space, network: nn.Module) -> Tensor:
-    """Sum of the absolute weights that create each filter, shape (structures,); zero for layers.
+def same_share(space: Space, norms: Tensor) -> Tensor:
+    """Keys by which every group keeps the same share of its filters, those with the largest norms; layers stay.
 
     Args:
         space: the configuration space.
-        network: the full network that it describes.
+        norms: shape (structures,).
     """
-    norms = torch.zeros(len(space), dtype=torch.float64)
-    for name, weight in network.named_parameters():
-        owner = space.owners.get((name, 0))
-        if owner is not None and weight.ndim > 1:
-            owned = owner >= 0
-            sums = weight.detach().abs().flatten(1).sum(1).double().cpu()
-            norms.index_add_(0, owner[owned], sums[owned])
-    return norms
-
-
-def ranks_by_norm(space: Space, network: nn.Module) -> Tensor:
-    """Keys by which every group keeps the same share of its filters, those with the largest norms; layers stay."""
-    norms = filter_norms(space, network)
     keys = torch.full((len(space),), torch.inf)
     for group in space.groups:
-        order = torch.argsort(norms[group.structures], descending=True, stable=True)
+        order = torch.argsort(norms[group.structures], descending=True, stable=True).cpu()
         keys[group.start + order] = -(torch.arange(group.size) + 0.5) / group.size
     return keys

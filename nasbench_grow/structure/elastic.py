@@ -49,6 +49,7 @@ class ElasticModel:
         self.present: Tensor | None = None
         self.unchanged = 0
         self._macs: int | None = None
+        self._axes: list[tuple[str, int, Tensor, Tensor]] | None = None
 
     @cached_property
     def space(self) -> Space:
@@ -92,6 +93,40 @@ class ElasticModel:
         carry_optimizer(self.space, old, (present, self.network, self.optimizer))
         carry_state(self.space, old[:2], (present, self.network))
 
+    def filter_sums(self, measure: Callable[[nn.Parameter], Tensor]) -> Tensor:
+        """Sums a measure of the weights over all that create a filter (convolutions and other matrices; what takes the
+        filter in, norms and biases do not count). Can be differentiated.
+
+        Args:
+            measure: gives a tensor of the shape of a weight, e.g. ``torch.abs``, or ``lambda w: (w * w.grad).abs()``.
+
+        Returns:
+            shape (structures,): zero for absent filters and for layers.
+        """
+        total = self.example.new_zeros(len(self.space), dtype=torch.float32)
+        parameters = dict(self.network.named_parameters())
+        for name, dim, owned, numbers in self._creating:
+            sums = measure(parameters[name]).movedim(dim, 0).flatten(1).sum(1)
+            total = total.index_add(0, numbers, sums[owned].to(total.dtype))
+        return total
+
+    @property
+    def _creating(self) -> list[tuple[str, int, Tensor, Tensor]]:
+        """Of each axis along which a weight creates filters: its name and dimension, which of the network's entries a
+        filter owns, and the numbers of those."""
+        if self._axes is None:
+            self._axes = []
+            taken_in = set(self.space.consumers)
+            for name, weight in self.network.named_parameters():
+                for dim in range(weight.ndim if weight.ndim > 1 else 0):
+                    owner = self.space.owners.get((name, dim))
+                    if owner is not None and (name, dim) not in taken_in:
+                        kept = self.space.kept(self.structures, (name, dim))
+                        numbers = owner if kept is None else owner[kept]
+                        owned = torch.nonzero(numbers >= 0).flatten()
+                        self._axes.append((name, dim, owned.to(weight.device), numbers[owned].to(weight.device)))
+        return self._axes
+
     def cut(self, present: Tensor) -> nn.Module:
         """The sub-network of ``present`` with the weights as they stand now, apart from this one: for a look."""
         if self.network is not self.dense:
@@ -103,7 +138,7 @@ class ElasticModel:
         self.network = extract(self.space, self.dense, present).train(self.network.training)
         self.optimizer = self.make_optimizer(self.network)
         self.unchanged = 0
-        self._macs = None
+        self._macs, self._axes = None, None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training changes."""
@@ -119,7 +154,7 @@ class ElasticModel:
         """Takes up what :meth:`state_dict` gave, in a model made from the same dense one."""
         if state["present"] is None:
             if self.present is not None:
-                self.network, self.present, self._macs = self.dense, None, None
+                self.network, self.present, self._macs, self._axes = self.dense, None, None, None
                 self.optimizer = self.make_optimizer(self.dense)
         else:
             self.space  # noqa: B018  (discovered while the dense model is as it was made)

@@ -1,0 +1,1 @@
+"""A small method of each kind that the contract must carry: one file each, and nothing else touched."""
