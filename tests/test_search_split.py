@@ -158,7 +158,9 @@ def test_a_share_out_of_range_is_bad_input(share: float) -> None:
 def test_a_batch_must_be_left_to_train_on() -> None:
     rest, _ = in_memory(Path()).hold_out(0.2, batch_size=32)
     assert rest.steps_per_epoch(32) == 1
-    with pytest.raises(UserError, match="holding out 8 of 40 .* leaves 32, but a batch needs 33; train on more") as caught:
+    with pytest.raises(
+        UserError, match=r"holding out 8 of 40 .* leaves 32, but a batch needs 33; train on more"
+    ) as caught:
         in_memory(Path()).hold_out(0.2, batch_size=33)
     assert "\n" not in str(caught.value)
 
