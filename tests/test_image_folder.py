@@ -42,6 +42,7 @@ def test_a_tree_is_split_by_class_and_the_original_validation_images_test(tree: 
     splits = ImageNet().load(CPU)
     assert (len(splits.train), len(splits.val), len(splits.test)) == (54, 6, 12)
     assert sorted(label for _, label in splits.val.samples) == [0, 0, 1, 1, 2, 2]  # type: ignore[attr-defined]
+    assert {label for _, label in splits.val.samples[:3]} == {0, 1, 2}, "the first ones stand for all"  # type: ignore[attr-defined]
     assert len(ImageNet().load(CPU, train_samples=9).train) == 9
     (images, labels), *rest = splits.test.batches(8)
     assert images.shape == (8, 3, 32, 32) and images.dtype == torch.float32

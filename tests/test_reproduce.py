@@ -7,7 +7,7 @@ import pytest
 from cells import finished_record, run_in_two_processes, small_cell, use_methods
 
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.harness import estimate, reproduce
+from nasbench_grow.harness import estimate, measure, reproduce
 from nasbench_grow.harness.profiles import PROFILES, Grid, Profile
 from nasbench_grow.harness.store import Store, StoreError
 
@@ -171,11 +171,11 @@ def test_the_plan_lists_every_cell_and_learns_from_finished_ones(tmp_path):
     cells = [small_cell(seed=seed) for seed in range(3)]
     blind = estimate.estimate(cells, [])
     assert blind[0].train_macs == 3 * MACS * 2 * 64, "dense training: 3 x MACs x samples x epochs"
-    store.write_record(finished_record(cells[0]))
+    store.write_record(finished_record(cells[0], wall_s=25.0, total_s=30.0, hardware=measure.hardware()))
     store.write_record(finished_record(cells[1], status="failed"))
     learnt = estimate.estimate(cells, store.records())
     assert learnt[0].train_macs == pytest.approx(0.6 * blind[0].train_macs)
-    assert learnt[0].seconds == pytest.approx(learnt[0].train_macs * 3.0 / 600)
+    assert learnt[0].seconds == pytest.approx(learnt[0].train_macs * 30.0 / 600)
     lines = estimate.plan(cells, store).splitlines()
     assert [line.split("  ")[-1].split(":")[0] for line in lines[:3]] == ["done", "to do again (failed)", "to do"]
     assert lines[3].startswith("3 cells, 1 done, 2 to do: ")

@@ -55,7 +55,7 @@ class ImageClassification(Classification):
         return None
 
     def load(self, device: torch.device, train_samples: int | None = None) -> Splits:
-        """The splits on ``device``; see :meth:`nasbench_grow.contract.method.Task.load`.
+        """The splits on ``device``; see :meth:`nasbench_grow.contract.task.Task.load`.
 
         Raises:
             UserError: the data cannot be had, or ``train_samples`` is not in [classes, training samples].

@@ -93,7 +93,7 @@ class TextTrainSplit(TextSplit):
 
 def sequences_of_batch(batch_size: int, sequence: int) -> int:
     """How many sequences of ``sequence`` words, read as one stream, a text needs for one batch of parallel ones."""
-    return batch_size * (sequence + 1) // sequence + 1
+    return -(-(batch_size * (sequence + 1) - 1) // sequence)
 
 
 def _batch(streams: Tensor, start: int, sequence: int) -> Batch:

@@ -1,1 +1,1 @@
-"""One file a task: every concrete subclass of ``nasbench_grow.contract.Task`` defined here is found by its name."""
+"""One file a task: every concrete subclass of ``nasbench_grow.contract.task.Task`` defined here is found by name."""

@@ -11,7 +11,7 @@ from nasbench_grow.contract.task import Recipe, Splits
 from nasbench_grow.data import cache
 from nasbench_grow.data.classification import Classification, choose_train
 from nasbench_grow.data.images import Normalisation
-from nasbench_grow.data.splits import hold_out
+from nasbench_grow.data.splits import balanced_order, hold_out
 
 
 class ImageNet(Classification):
@@ -65,6 +65,7 @@ class ImageNet(Classification):
         labels = torch.tensor([label for _, label in images])
         train, val = hold_out(labels, min(self.val_samples, len(images) // 10))
         train = choose_train(self.name, train, labels, train_samples)
+        val = val[balanced_order(labels[val])]  # curves are drawn from the first of them
 
         size, normalisation = self.input_shape[-1], self.normalisation
         return Splits(
