@@ -28,7 +28,7 @@ from nasbench_grow.structure.discovery import discover
 from nasbench_grow.structure.gating import GatedNetwork
 from nasbench_grow.structure.space import Space, Structures
 from nasbench_grow.structure.step_time import StepTime, Timing
-from nasbench_grow.structure.subnetwork import absorb, carry_optimizer, carry_state, extract, silence
+from nasbench_grow.structure.subnetwork import absorb, carry_optimizer, carry_state, extract, zero_init
 
 
 class Grower:
@@ -148,7 +148,7 @@ class Grower:
         if not torch.equal(before, after):
             absorb(self.space, self.bank, before, self.gated.network)
             if self.preset.newborn == "quiet":
-                silence(self.space, self.bank, before, after)
+                zero_init(self.space, self.bank, before, after)
             old = (before, self.gated.network, self.optimizer)
             self._take_up(after)
             carry_optimizer(self.space, old, (after, self.gated.network, self.optimizer))
