@@ -1,6 +1,6 @@
-"""A grown network as text, and back: no pickle, and no class instance is needed to load one that timm can make.
+"""A network's architecture as text, and back: no pickle, and no class instance is needed where timm made the original.
 
-The text is JSON: which timm model it was cut from, which layers are gone, and the shape of every tensor that changed.
+The text is JSON: which timm model it was made from, which layers are gone, and the shape of every tensor that changed.
 A saved network is one safetensors file with this text in its header.
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.structure.subnetwork import fit
+from nasbench_grow.structure.widening import NEW, resample
 
 FORMAT = "nasbench-grow 1"
 
@@ -25,7 +26,7 @@ def describe(network: nn.Module, full: nn.Module) -> str:
     """The architecture of ``network`` as text.
 
     Args:
-        network: a sub-network of ``full``.
+        network: a sub-network of ``full``, or what :func:`nasbench_grow.structure.widening.widen` made of it.
         full: the dense network. If timm made it, the text names it and is enough to rebuild the network anywhere.
 
     Raises:
@@ -39,8 +40,8 @@ def describe(network: nn.Module, full: nn.Module) -> str:
     ]
     if strange:
         raise UserError(
-            f"the network is no sub-network of the {type(full).__name__} given, which has no {strange[0]!r}; give the "
-            "model it came from"
+            f"the network was not made from the {type(full).__name__} given, which has no {strange[0]!r}; "
+            "give the model it came from"
         )
     removed = [
         path
@@ -54,7 +55,8 @@ def describe(network: nn.Module, full: nn.Module) -> str:
 
 
 def rebuild(text: str, full: nn.Module | None = None) -> nn.Module:
-    """A fresh network of the described architecture, its weights a cut through a freshly initialised dense network.
+    """A fresh network of the described architecture: a cut through a freshly initialised dense network and, where it is
+    wider than that, weights drawn from the dense ones, the same at each call.
 
     Args:
         text: what :func:`describe` gave.
@@ -86,9 +88,9 @@ def rebuild(text: str, full: nn.Module | None = None) -> nn.Module:
         for name, shape in shapes.items():
             prefix, _, key = name.rpartition(".")
             module = network.get_submodule(prefix)
-            corner = getattr(module, key).detach()[tuple(slice(length) for length in shape)].clone()
-            setattr(module, key, nn.Parameter(corner) if key in module._parameters else corner)
-    except (AttributeError, IndexError) as error:
+            tensor = _resized(getattr(module, key).detach(), shape)
+            setattr(module, key, nn.Parameter(tensor) if key in module._parameters else tensor)
+    except (AttributeError, ValueError) as error:
         raise UserError(
             f"the architecture does not fit {type(full).__name__}: {error}; give the model it came from"
         ) from error
@@ -171,6 +173,17 @@ def _create(backbone: str, options: dict[str, Any]) -> nn.Module:
     from nasbench_grow.backbones import create
 
     return create(backbone, **options)
+
+
+def _resized(tensor: Tensor, shape: list[int]) -> Tensor:
+    """The first entries of a tensor along each dimension, and new ones behind them where the shape is longer."""
+    if len(shape) != tensor.ndim:
+        raise ValueError(f"a tensor of shape {list(tensor.shape)} cannot become one of {shape}")
+    sources = []
+    for old, length in zip(tensor.shape, shape, strict=True):
+        places = torch.arange(length)
+        sources.append(places.where(places < old, NEW))
+    return resample(tensor, sources, torch.Generator().manual_seed(0))
 
 
 def _shapes(network: nn.Module) -> dict[str, list[int]]:

@@ -109,7 +109,7 @@ def absorb(space: Space, dense: nn.Module, present: Tensor, network: nn.Module) 
 
 
 def newborn(space: Space, before: Tensor, after: Tensor) -> Tensor:
-    """The structures that exist after but not before. Both ``present`` vectors and the result: shape (structures,), bool.
+    """The structures that exist after but not before. Both vectors and the result have shape (structures,), bool.
 
     A filter inside an absent layer does not exist; the filters of an absent plain layer are those of its input.
     """
