@@ -220,9 +220,18 @@ def test_a_widened_network_is_saved_and_loaded(tmp_path) -> None:
     wide = widen(discover(dense, EXAMPLE), dense, {"stem": 20, "blocks.0.conv1": 5, "blocks.1.conv1": 30}).eval()
     text = describe(wide, dense)
     assert json.loads(text)["shapes"]["stem.weight"] == [20, 1, 3, 3]
+    assert json.loads(text)["wider"]["stem.weight"] == [12, 1, 3, 3]
     path = save(wide, text, tmp_path / "wide.safetensors")
     images = torch.randn(2, 1, 8, 8)
     assert torch.equal(load(path, model=Residual())(images), wide(images))
+    with pytest.raises(UserError, match=r"does not fit Residual: \S+ has the shape .*; give the model it came from"):
+        load(path, model=Residual(24))
+
+
+def test_only_a_network_that_is_wider_says_so() -> None:
+    dense = Plain()
+    narrow = widen(discover(dense, EXAMPLE), dense, {"conv1": 3})
+    assert "wider" not in json.loads(describe(narrow, dense))
 
 
 def test_a_widened_network_of_words_that_the_package_makes_needs_no_instance(tmp_path) -> None:
@@ -251,6 +260,6 @@ def test_a_stranger_is_not_described_and_other_dimensions_are_not_rebuilt() -> N
         describe(Residual(), Plain())
     text = json.dumps(json.loads(describe(Plain(), Plain())) | {"shapes": {"fc.weight": [10]}})
     with pytest.raises(
-        UserError, match=r"does not fit Plain: a tensor of shape \[10, 16\] cannot become one of \[10\]"
+        UserError, match=r"fit Plain: fc.weight has the shape \[10, 16\], from which \[10\] was not made"
     ):
         rebuild(text, Plain())

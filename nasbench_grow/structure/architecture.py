@@ -1,6 +1,7 @@
 """A network's architecture as text, and back: no pickle, and no class instance is needed where timm made the original.
 
-The text is JSON: which timm model it was made from, which layers are gone, and the shape of every tensor that changed.
+The text is JSON: which timm model it was made from, which layers are gone, the shape of every tensor that changed and,
+of those that became longer, the shape that they had.
 A saved network is one safetensors file with this text in its header.
 """
 
@@ -50,6 +51,9 @@ def describe(network: nn.Module, full: nn.Module) -> str:
     ]
     changed = {name: shape for name, shape in _shapes(network).items() if shape != whole[name]}
     plan = {"format": FORMAT, **_origin(full), "removed": removed, "shapes": changed}
+    wider = {name: whole[name] for name, shape in changed.items() if _is_longer(shape, whole[name])}
+    if wider:
+        plan["wider"] = wider
     lines = [f"{json.dumps(key)}: {_pretty(value)}" for key, value in plan.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
@@ -70,6 +74,7 @@ def rebuild(text: str, full: nn.Module | None = None) -> nn.Module:
         backbone, options, removed, shapes = (plan[key] for key in ("backbone", "options", "removed", "shapes"))
         if plan["format"] != FORMAT:
             raise ValueError(plan["format"])
+        wider = plan.get("wider", {})
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{text[:40]!r}... is not an architecture of format {FORMAT!r}; give what describe() gave"
@@ -88,7 +93,11 @@ def rebuild(text: str, full: nn.Module | None = None) -> nn.Module:
         for name, shape in shapes.items():
             prefix, _, key = name.rpartition(".")
             module = network.get_submodule(prefix)
-            tensor = _resized(getattr(module, key).detach(), shape)
+            tensor = getattr(module, key).detach()
+            has = list(tensor.shape)
+            if has != wider[name] if name in wider else _is_longer(shape, has):
+                raise ValueError(f"{name} has the shape {has}, from which {shape} was not made")
+            tensor = _resized(tensor, shape)
             setattr(module, key, nn.Parameter(tensor) if key in module._parameters else tensor)
     except (AttributeError, ValueError) as error:
         raise UserError(
@@ -175,10 +184,13 @@ def _create(backbone: str, options: dict[str, Any]) -> nn.Module:
     return create(backbone, **options)
 
 
+def _is_longer(shape: list[int], other: list[int]) -> bool:
+    """Whether a tensor has more entries than another of its kind along some dimension, or other dimensions."""
+    return len(shape) != len(other) or any(map(int.__gt__, shape, other))
+
+
 def _resized(tensor: Tensor, shape: list[int]) -> Tensor:
     """The first entries of a tensor along each dimension, and new ones behind them where the shape is longer."""
-    if len(shape) != tensor.ndim:
-        raise ValueError(f"a tensor of shape {list(tensor.shape)} cannot become one of {shape}")
     sources = []
     for old, length in zip(tensor.shape, shape, strict=True):
         places = torch.arange(length)
