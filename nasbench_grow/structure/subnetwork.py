@@ -37,13 +37,11 @@ def extract(space: Space, dense: nn.Module, present: Tensor) -> nn.Module:
 
 def skeleton(space: Space, dense: nn.Module, present: Tensor) -> nn.Module:
     """The modules of the sub-network of ``present``, still of the dense network's sizes and with its very tensors."""
-    shared = {id(tensor): tensor for tensor in (*dense.parameters(), *dense.buffers())}
-    network = copy.deepcopy(dense, dict(shared))  # copies the modules but, by the memo, none of the tensors
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*dense.parameters(), *dense.buffers())}
     for index, layer in enumerate(space.layers):
         if not space.layer_present(present, index):
-            for path in layer.paths:
-                network.set_submodule(path, nn.Identity())
-    return network
+            memo |= {id(dense.get_submodule(path)): nn.Identity() for path in layer.paths}
+    return copy.deepcopy(dense, memo)  # copies modules, but none of what the memo has a copy for already
 
 
 def replace_tensors(network: nn.Module, make: Callable[[str, Tensor], Tensor]) -> None:
