@@ -17,7 +17,8 @@ from nasbench_grow.contract import Job, Method
 from nasbench_grow.contract.task import Batch
 from nasbench_grow.harness import registry
 from nasbench_grow.harness.cell import Cell, make_cell
-from nasbench_grow.harness.record import FIELDS as RECORD_FIELDS, Record
+from nasbench_grow.harness.record import FIELDS as RECORD_FIELDS
+from nasbench_grow.harness.record import Record
 
 
 @register_model

@@ -6,16 +6,16 @@ import copy
 
 import pytest
 import torch
+from nasbench_grow.growing.grower import Grower
 from torch import Tensor, nn
 
 import nasbench_grow
 from nasbench_grow import Space, count_macs, discover, extract
 from nasbench_grow.backbones import create
 from nasbench_grow.backbones.lstm import LanguageModel
-from nasbench_grow.growing.grower import Grower
 from nasbench_grow.structure.exactness import masked
 from nasbench_grow.structure.gating import GatedNetwork
-from nasbench_grow.structure.subnetwork import carry_state, silence
+from nasbench_grow.structure.subnetwork import carry_state, zero_init
 
 WORDS, UNITS, STEPS = 11, 6, 5
 
@@ -173,7 +173,7 @@ def test_silent_newborn_units_leave_the_function_as_it_was():
     after = before | random_structures(space, 2)
     inputs = words(2, goes_on=0)
     output = extract(space, model, before)(inputs)
-    silence(space, model, before, after)
+    zero_init(space, model, before, after)
     assert torch.allclose(extract(space, model, after)(inputs), output, atol=1e-12)
     assert bool((model.embedding.weight != 0).all())  # newborn channels of the embedding are silent, yet can learn
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nasbench_grow.structure.discovery import discover
 from nasbench_grow.structure.space import Space
-from nasbench_grow.structure.subnetwork import absorb, carry_optimizer, extract, silence
+from nasbench_grow.structure.subnetwork import absorb, carry_optimizer, extract, zero_init
 
 few = settings(max_examples=5, deadline=None, derandomize=True, database=None)
 FAMILIES = ["cifar_resnet", "efficientnet_gn", "vit"]
@@ -210,7 +210,7 @@ def test_silent_newborns_leave_the_function_as_it_was_and_can_learn(
     after[plain] = before[plain]  # a newborn one cannot be silent
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
     small = extract(configuration, bank, before)
-    silence(configuration, bank, before, after)
+    zero_init(configuration, bank, before, after)
     large = extract(configuration, bank, after)
     for training in (False, True):
         small.train(training)

@@ -225,7 +225,7 @@ class Job:
     @cached_property
     def _search_splits(self) -> tuple[TrainSplit, Split]:
         """What a search trains on, and what it is judged on."""
-        return self.train.hold_out(SEARCH_SHARE)
+        return self.train.hold_out(SEARCH_SHARE, self.recipe.batch_size)
 
     def _fit(
         self,

@@ -203,7 +203,7 @@ class _Loader:
         """The loader's batches, in its own order."""
         return self.batches(batch_size)
 
-    def hold_out(self, share: float) -> tuple[TrainSplit, Split]:
+    def hold_out(self, share: float, batch_size: int = 1) -> tuple[TrainSplit, Split]:
         """A loader is used whole."""
         raise UserError("a loader cannot be divided; give this method a task")
 

@@ -1,6 +1,7 @@
-"""A grown network as text, and back: no pickle, and no class instance is needed to load one that timm can make.
+"""A network's architecture as text, and back: no pickle, and no class instance is needed where timm made the original.
 
-The text is JSON: which timm model it was cut from, which layers are gone, and the shape of every tensor that changed.
+The text is JSON: which timm model it was made from, which layers are gone, the shape of every tensor that changed and,
+of those that became longer, the shape that they had.
 A saved network is one safetensors file with this text in its header.
 """
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.structure.subnetwork import fit
+from nasbench_grow.structure.widening import NEW, resample
 
 FORMAT = "nasbench-grow 1"
 
@@ -25,7 +27,7 @@ def describe(network: nn.Module, full: nn.Module) -> str:
     """The architecture of ``network`` as text.
 
     Args:
-        network: a sub-network of ``full``.
+        network: a sub-network of ``full``, or what :func:`nasbench_grow.structure.widening.widen` made of it.
         full: the dense network. If timm made it, the text names it and is enough to rebuild the network anywhere.
 
     Raises:
@@ -39,8 +41,8 @@ def describe(network: nn.Module, full: nn.Module) -> str:
     ]
     if strange:
         raise UserError(
-            f"the network is no sub-network of the {type(full).__name__} given, which has no {strange[0]!r}; give the "
-            "model it came from"
+            f"the network was not made from the {type(full).__name__} given, which has no {strange[0]!r}; "
+            "give the model it came from"
         )
     removed = [
         path
@@ -49,12 +51,16 @@ def describe(network: nn.Module, full: nn.Module) -> str:
     ]
     changed = {name: shape for name, shape in _shapes(network).items() if shape != whole[name]}
     plan = {"format": FORMAT, **_origin(full), "removed": removed, "shapes": changed}
+    wider = {name: whole[name] for name, shape in changed.items() if _is_longer(shape, whole[name])}
+    if wider:
+        plan["wider"] = wider
     lines = [f"{json.dumps(key)}: {_pretty(value)}" for key, value in plan.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def rebuild(text: str, full: nn.Module | None = None) -> nn.Module:
-    """A fresh network of the described architecture, its weights a cut through a freshly initialised dense network.
+    """A fresh network of the described architecture: a cut through a freshly initialised dense network and, where it is
+    wider than that, weights drawn from the dense ones, the same at each call.
 
     Args:
         text: what :func:`describe` gave.
@@ -68,6 +74,7 @@ def rebuild(text: str, full: nn.Module | None = None) -> nn.Module:
         backbone, options, removed, shapes = (plan[key] for key in ("backbone", "options", "removed", "shapes"))
         if plan["format"] != FORMAT:
             raise ValueError(plan["format"])
+        wider = plan.get("wider", {})
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{text[:40]!r}... is not an architecture of format {FORMAT!r}; give what describe() gave"
@@ -86,9 +93,13 @@ def rebuild(text: str, full: nn.Module | None = None) -> nn.Module:
         for name, shape in shapes.items():
             prefix, _, key = name.rpartition(".")
             module = network.get_submodule(prefix)
-            corner = getattr(module, key).detach()[tuple(slice(length) for length in shape)].clone()
-            setattr(module, key, nn.Parameter(corner) if key in module._parameters else corner)
-    except (AttributeError, IndexError) as error:
+            tensor = getattr(module, key).detach()
+            has = list(tensor.shape)
+            if has != wider[name] if name in wider else _is_longer(shape, has):
+                raise ValueError(f"{name} has the shape {has}, from which {shape} was not made")
+            tensor = _resized(tensor, shape)
+            setattr(module, key, nn.Parameter(tensor) if key in module._parameters else tensor)
+    except (AttributeError, ValueError) as error:
         raise UserError(
             f"the architecture does not fit {type(full).__name__}: {error}; give the model it came from"
         ) from error
@@ -171,6 +182,20 @@ def _create(backbone: str, options: dict[str, Any]) -> nn.Module:
     from nasbench_grow.backbones import create
 
     return create(backbone, **options)
+
+
+def _is_longer(shape: list[int], other: list[int]) -> bool:
+    """Whether a tensor has more entries than another of its kind along some dimension, or other dimensions."""
+    return len(shape) != len(other) or any(map(int.__gt__, shape, other))
+
+
+def _resized(tensor: Tensor, shape: list[int]) -> Tensor:
+    """The first entries of a tensor along each dimension, and new ones behind them where the shape is longer."""
+    sources = []
+    for old, length in zip(tensor.shape, shape, strict=True):
+        places = torch.arange(length)
+        sources.append(places.where(places < old, NEW))
+    return resample(tensor, sources, torch.Generator().manual_seed(0))
 
 
 def _shapes(network: nn.Module) -> dict[str, list[int]]:

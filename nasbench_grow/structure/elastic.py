@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nasbench_grow.cost.macs import count_macs
 from nasbench_grow.structure.discovery import discover
 from nasbench_grow.structure.space import Space
-from nasbench_grow.structure.subnetwork import absorb, carry_optimizer, carry_state, extract, silence
+from nasbench_grow.structure.subnetwork import absorb, carry_optimizer, carry_state, extract, zero_init
 
 Newborn = Literal["initial", "zero"] | Callable[["ElasticModel", Tensor, Tensor], None]
 """How structures that join start: with the weights that the dense model has for them (initial ones, where they never
@@ -87,7 +87,7 @@ class ElasticModel:
         if callable(newborn):
             newborn(self, before, present)
         elif newborn == "zero":
-            silence(self.space, self.dense, before, present)
+            zero_init(self.space, self.dense, before, present)
         old = (before, self.network, self.optimizer)
         self._take_up(present)
         carry_optimizer(self.space, old, (present, self.network, self.optimizer))

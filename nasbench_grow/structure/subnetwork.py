@@ -1,13 +1,14 @@
 """Physical sub-networks: ordinary smaller modules that hold only the filters and layers that are present.
 
-``extract`` builds one from the full network (the *bank*, which keeps every weight), ``absorb`` writes it back after
-training, ``carry_optimizer`` and ``carry_state`` take the optimizer's and a recurrent network's state from one
-sub-network to the next. Between these calls nothing touches an absent structure (section 3.2).
+``extract`` builds one from the dense network, which keeps every weight, ``absorb`` writes it back after training,
+``carry_optimizer`` and ``carry_state`` take the optimizer's and a recurrent network's state from one sub-network to the
+next. Between these calls nothing touches an absent structure (section 3.2).
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,35 +18,43 @@ from nasbench_grow.structure import attention, recurrent
 from nasbench_grow.structure.space import Space
 
 
-def extract(space: Space, bank: nn.Module, present: Tensor) -> nn.Module:
-    """The sub-network of ``present``: copies of the bank's weights and buffers, cut to what is there.
+def extract(space: Space, dense: nn.Module, present: Tensor) -> nn.Module:
+    """The sub-network of ``present``: copies of the dense network's weights and buffers, cut to what is there.
 
     Args:
-        space: the configuration space of ``bank``.
-        bank: the full network; not changed.
+        space: the configuration space of ``dense``.
+        dense: the full network; not changed.
         present: shape (structures,), bool; every channel group needs at least one filter.
 
     Returns:
-        A module of the bank's classes in the bank's training mode; absent layers are ``nn.Identity``.
+        A module of the dense network's classes in its training mode; absent layers are ``nn.Identity``.
     """
-    shared = {id(tensor): tensor for tensor in (*bank.parameters(), *bank.buffers())}
-    network = copy.deepcopy(bank, dict(shared))  # copies the modules but, by the memo, none of the tensors
+    network = skeleton(space, dense, present)
+    replace_tensors(network, lambda name, tensor: _cut(space, present, name, tensor))
+    fit(network, dense)
+    return recurrent.flatten(network)
+
+
+def skeleton(space: Space, dense: nn.Module, present: Tensor) -> nn.Module:
+    """The modules of the sub-network of ``present``, still of the dense network's sizes and with its very tensors."""
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*dense.parameters(), *dense.buffers())}
     for index, layer in enumerate(space.layers):
         if not space.layer_present(present, index):
-            for path in layer.paths:
-                network.set_submodule(path, nn.Identity())
+            memo |= {id(dense.get_submodule(path)): nn.Identity() for path in layer.paths}
+    return copy.deepcopy(dense, memo)  # copies modules, but none of what the memo has a copy for already
+
+
+def replace_tensors(network: nn.Module, make: Callable[[str, Tensor], Tensor]) -> None:
+    """Puts what ``make`` gives for the name and values of each parameter and buffer in its place."""
     for prefix, module in network.named_modules():
         for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is None:
                 continue
-            name = f"{prefix}.{key}" if prefix else key
-            small = _cut(space, present, name, tensor.detach())
+            made = make(f"{prefix}.{key}" if prefix else key, tensor.detach())
             if key in module._parameters:
-                module._parameters[key] = nn.Parameter(small, requires_grad=tensor.requires_grad)
+                module._parameters[key] = nn.Parameter(made, requires_grad=tensor.requires_grad)
             else:
-                module._buffers[key] = small
-    fit(network, bank)
-    return recurrent.flatten(network)
+                module._buffers[key] = made
 
 
 def fit(network: nn.Module, full: nn.Module) -> None:
@@ -89,34 +98,42 @@ def fit(network: nn.Module, full: nn.Module) -> None:
             module.num_parameters = shape[0]
 
 
-def absorb(space: Space, bank: nn.Module, present: Tensor, network: nn.Module) -> None:
-    """Writes the weights and persistent buffers of the sub-network of ``present`` back into the bank."""
-    tensors = bank.state_dict()
+def absorb(space: Space, dense: nn.Module, present: Tensor, network: nn.Module) -> None:
+    """Writes the weights and persistent buffers of the sub-network of ``present`` back into the dense
+    network."""
+    tensors = dense.state_dict()
     for name, small in network.state_dict().items():
         _paste(space, present, name, tensors[name], small)
 
 
-def silence(space: Space, bank: nn.Module, before: Tensor, after: Tensor) -> None:
-    """Joins what is in ``after`` but not in ``before`` by zeros, so that both sub-networks compute the same.
+def newborn(space: Space, before: Tensor, after: Tensor) -> Tensor:
+    """The structures that exist after but not before. Both vectors and the result have shape (structures,), bool.
 
-    The bank's consumers ignore a newborn filter at first, and a newborn layer adds nothing; what makes a filter keeps
-    its initial weights, and so do the filters inside a newborn layer, or nothing there could ever learn. A newborn
-    plain layer cannot be silent: it takes the place of the identity.
+    A filter inside an absent layer does not exist; the filters of an absent plain layer are those of its input.
     """
     there_before, there_after = (space.resolved(space.effective(present)) for present in (before, after))
-    born = there_after & ~there_before
-    layers_born = born[space.filters :].tolist()
-    filters = born.clone()
+    return there_after & ~there_before
+
+
+def zero_init(space: Space, dense: nn.Module, before: Tensor, after: Tensor) -> None:
+    """Joins what is in ``after`` but not in ``before`` by zeros, so that both sub-networks compute the same.
+
+    The dense network's consumers ignore a newborn filter at first, and a newborn layer adds nothing; what makes a
+    filter keeps its initial weights, and so do the filters inside a newborn layer, or nothing there could ever learn. A
+    newborn plain layer cannot join so: it takes the place of the identity.
+    """
+    filters = newborn(space, before, after)
+    layers_born = filters[space.filters :].tolist()
     for group in space.groups:
         if group.layer is not None and layers_born[group.layer]:
             filters[group.structures] = False
-    parameters = {name: parameter.detach() for name, parameter in bank.named_parameters()}
+    parameters = {name: parameter.detach() for name, parameter in dense.named_parameters()}
     for name, dim in space.consumers:
         owner = space.owners[name, dim]
         ignored = torch.nonzero((owner >= 0) & filters[owner.clamp(min=0)]).flatten()
         parameters[name].index_fill_(dim, ignored.to(parameters[name].device), 0)
-    for layer, newborn in zip(space.layers, layers_born, strict=True):
-        for name in layer.terminal if newborn else ():
+    for layer, born in zip(space.layers, layers_born, strict=True):
+        for name in layer.terminal if born else ():
             parameters[name].zero_()
 
 
@@ -193,7 +210,12 @@ def _cut(space: Space, present: Tensor, name: str, tensor: Tensor) -> Tensor:
             small = small.index_select(dim, kept.to(tensor.device))
     if small is tensor:
         return small.clone(memory_format=torch.preserve_format)
-    return small.contiguous(memory_format=torch.channels_last if is_channels_last(tensor) else torch.contiguous_format)
+    return laid_out_like(tensor, small)
+
+
+def laid_out_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """``other`` in the memory layout of ``tensor``: channels last or default."""
+    return other.contiguous(memory_format=torch.channels_last if is_channels_last(tensor) else torch.contiguous_format)
 
 
 def is_channels_last(tensor: Tensor) -> bool:
