@@ -1,6 +1,7 @@
 """The contract carries every kind of method in one file of few lines, resumable at every epoch, everything billed."""
 
 import inspect
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from kinds.activations import Responsive
 from kinds.distilled import Distilled
 from kinds.evolution import Evolution
 from kinds.group_lasso import PruneWhileTraining
+from kinds.morphnet import MorphNet
 from kinds.net2net import Net2Net, copies
+from kinds.one_shot import OneShot
 from kinds.recurrent_only import RecurrentOnly
 from test_resuming import Killed, killing, outcome
 
@@ -25,7 +28,9 @@ KINDS = {
     Responsive: 80,
     Distilled: 60,
     Net2Net: 80,
+    MorphNet: 80,
     Evolution: 80,
+    OneShot: 100,
     RecurrentOnly: 60,
 }
 """A method of each kind, and the lines that its file may have."""
@@ -81,6 +86,22 @@ def test_what_another_cell_trained_is_billed_with_its_seconds(tmp_path):
         "asking the teacher is one forward pass"
     )
     assert record["wall_s"] > dense["wall_s"]
+
+
+def test_a_network_may_be_wider_than_the_dense_one(tmp_path):
+    store, cell = Store(tmp_path), cell_of(MorphNet)
+    assert run_one(cell, store)["status"] == "ok"
+    shapes = json.loads(store.architecture(cell.run_key()))["shapes"]
+    dense = registry.build_backbone(cell.backbone, registry.task(cell.task)()).state_dict()
+    assert any(shape[0] > dense[name].shape[0] for name, shape in shapes.items() if shape), "a group has more filters"
+
+
+def test_a_step_on_a_path_is_billed_for_the_path(tmp_path):
+    record = run_one(cell_of(OneShot), Store(tmp_path))
+    steps, batch = 2, 32  # of the one whole batch that the search split leaves, in two epochs
+    judged = 3 * 6  # three candidates on a tenth of 64 samples
+    assert record["search_macs"] <= (3 * steps * batch + judged) * 0.5 * record["dense_macs"]
+    assert record["calibration_macs"] > 0
 
 
 def test_every_trial_is_billed_as_search(tmp_path):

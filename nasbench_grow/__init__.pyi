@@ -1,0 +1,29 @@
+# The public names, each with its home: __init__.py reads this list and imports a name when it is first used.
+
+from nasbench_grow.base.errors import UserError as UserError
+from nasbench_grow.contract import Callback as Callback
+from nasbench_grow.contract import ElasticModel as ElasticModel
+from nasbench_grow.contract import FixedNetwork as FixedNetwork
+from nasbench_grow.contract import Job as Job
+from nasbench_grow.contract import Method as Method
+from nasbench_grow.cost.macs import count_macs as count_macs
+from nasbench_grow.cost.meter import TrainingMeter as TrainingMeter
+from nasbench_grow.growing.api import Grown as Grown
+from nasbench_grow.growing.api import grow as grow
+from nasbench_grow.growing.relaxation import RelaxationSettings as RelaxationSettings
+from nasbench_grow.growing.scaling import ScalingSettings as ScalingSettings
+from nasbench_grow.growing.scaling import planned_layers as planned_layers
+from nasbench_grow.structure.architecture import describe as describe
+from nasbench_grow.structure.architecture import load as load
+from nasbench_grow.structure.architecture import rebuild as rebuild
+from nasbench_grow.structure.architecture import save as save
+from nasbench_grow.structure.discovery import discover as discover
+from nasbench_grow.structure.recalibrating import recalibrate as recalibrate
+from nasbench_grow.structure.selection import select as select
+from nasbench_grow.structure.selection import uniform_keys as uniform_keys
+from nasbench_grow.structure.sharing import SharedWeights as SharedWeights
+from nasbench_grow.structure.space import Space as Space
+from nasbench_grow.structure.subnetwork import absorb as absorb
+from nasbench_grow.structure.subnetwork import carry_optimizer as carry_optimizer
+from nasbench_grow.structure.subnetwork import extract as extract
+from nasbench_grow.structure.widening import widen as widen
