@@ -6,7 +6,7 @@ fewer steps.
 
 from __future__ import annotations
 
-from nasbench_grow.base.errors import UserError
+from nasbench_grow import UserError
 from nasbench_grow.contract import Job, Method, Run
 
 
