@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from nasbench_grow.harness import ablations
 from nasbench_grow.harness.grids import Grid, Profile
 
 __all__ = ["PROFILES", "Grid", "Profile"]
@@ -111,6 +110,5 @@ PROFILES = {
                 Grid(("cifar10",), ("cifar_wrn28_10",), (0.25, 0.5, 0.75), (0, 1, 2), epochs=200),
             ),
         ),
-        *ablations.PROFILES,
     )
 }
