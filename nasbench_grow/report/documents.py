@@ -97,10 +97,10 @@ def page(
     ]
     for block in blocks:
         lead = [markdown_part(part) for part in tables[0].parts if part.block is block]
-        sections += [f"## {block.title}", *lead, *_pictures(figures[block.name][:1])]
+        sections += [f"## {block.title}", *lead, block.caption, *_pictures(figures[block.name][:1])]
     sections.append("# Details")
     for block in blocks:
-        sections += [f"## Details: {block.title}", block.caption]
+        sections += [f"## Details: {block.title}"]
         for table in tables[1:]:
             sections += [f"### {table.title}\n\n{markdown_part(part)}" for part in table.parts if part.block is block]
         sections += _pictures(figures[block.name][1:])

@@ -120,7 +120,15 @@ def _dots(titles: list[str], panels: list[list[_Line]], axis: str, line: float) 
         axes.set_yticks(range(len(lines)), labels)
         for at, one in enumerate(lines):
             if place and one.label.endswith(MISSED):
-                axes.annotate(MISSED, (0, at), xycoords=("axes fraction", "data"), va="center", ha="right")
+                axes.annotate(
+                    MISSED,
+                    (0, at),
+                    (-6, 0),
+                    xycoords=("axes fraction", "data"),
+                    textcoords="offset points",
+                    va="center",
+                    ha="right",
+                )
         axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.grid(True, axis="y", linestyle=":")
         axes.set_title(title, loc="left")
@@ -140,12 +148,11 @@ def _interval(axes: Axes, x: float, y: float, half_width: float, look: Look, *, 
         y,
         xerr=half_width if known and across else None,
         yerr=half_width if known and not across else None,
-        color=look.colour,
-        marker=look.marker,
+        **look.marks,
         markersize=5.5,
-        markerfacecolor=look.face,
         markeredgewidth=0.9,
-        elinewidth=1,
+        elinewidth=0.9,
+        ecolor=(look.colour, 0.7),
         capsize=2,
         zorder=3,
     )

@@ -9,8 +9,6 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from nasbench_grow.report.block import base
-
 _SHADES = {
     "control": ("#000000", "#6E6E6E", "#3F3F3F", "#8F8F8F"),
     "pruning": ("#08519C", "#4292C6", "#2171B5", "#1AA0A8"),
@@ -20,10 +18,13 @@ _SHADES = {
 }
 """The colours of each family, of one hue; the last is for methods of no known family."""
 
-_MARKERS = "osD^vP<>X*phd8"
+_MARKERS = "osD^vP<>X*pd"
+_FILLS = ("full", "none", "left", "bottom")
 _LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 _FIRST = {"dense": 1, "grow": 0, "l1": 2, "random": 4, "retrain": 8, "uniform": 3}
-"""Marks that are kept for the methods which stand in most figures."""
+"""The markers of the methods that stand in most figures."""
+_LEADS = ("dense", "grow")
+"""Drawn by unbroken lines in the first colour of their family."""
 
 RC: dict[Any, Any] = {
     "font.size": 9.0,
@@ -49,35 +50,41 @@ class Look:
 
     colour: str
     marker: str
+    fill: str
     line: Any
-    hollow: bool
 
     @property
-    def face(self) -> str:
-        """The colour inside of the marker."""
-        return "white" if self.hollow else self.colour
+    def marks(self) -> dict[str, Any]:
+        """The arguments for matplotlib that draw its points."""
+        return {
+            "color": self.colour,
+            "marker": self.marker,
+            "fillstyle": "full" if self.fill == "none" else self.fill,
+            "markerfacecolor": "white" if self.fill == "none" else self.colour,
+            "markerfacecoloralt": "white",
+        }
 
 
 def looks(families: Mapping[str, str]) -> dict[str, Look]:
-    """The look of each method, given its family: the hue tells the family, the marker the method within it.
+    """The look of each method, given its family: the hue tells the family, marker and filling the method.
 
-    A method's name decides its look, so that it is the same in every figure and report; where two names of a family
-    would look alike, the later one in the alphabet takes the next free look.
+    A method's name decides its look, so that it is the same in every figure; where two methods of a report would share
+    a marker, the later one in the alphabet takes the next free one. There are 48.
     """
     found: dict[str, Look] = {}
-    taken: set[tuple[str, int]] = set()
+    taken: set[int] = set()
+    count = len(_MARKERS) * len(_FILLS)
     for method in sorted(families, key=lambda name: (name not in _FIRST, name)):
-        family = families[method] if families[method] in _SHADES else ""
-        slot = _FIRST.get(method, int(hashlib.sha256(method.encode()).hexdigest(), 16) % len(_MARKERS))
-        rounds = [(slot + step) % len(_MARKERS) + len(_MARKERS) * turn for turn in range(40) for step in range(14)]
-        slot = next(one for one in rounds if (family, one) not in taken)
-        taken.add((family, slot))
-        shades, turn = _SHADES[family], slot // len(_MARKERS)
+        wanted = _FIRST.get(method, int(hashlib.sha256(method.encode()).hexdigest(), 16) % count)
+        slot = next((one % count for one in range(wanted, wanted + count) if one % count not in taken), wanted)
+        taken.add(slot)
+        shades = _SHADES.get(families[method], _SHADES[""])
+        fill, marker = divmod(slot, len(_MARKERS))
         found[method] = Look(
-            colour=shades[(slot + turn) % len(shades)] if method != "dense" else "#000000",
-            marker=_MARKERS[slot % len(_MARKERS)],
-            line=_LINES[(slot + turn) % len(_LINES)] if base(method) not in ("dense", "grow") else _LINES[turn > 0],
-            hollow=turn % 2 == 1,
+            colour=shades[slot % len(shades) if method not in _LEADS else 0],
+            marker=_MARKERS[marker],
+            fill=_FILLS[fill],
+            line=_LINES[slot % len(_LINES) if method not in _LEADS else 0],
         )
     return found
 
@@ -96,34 +103,13 @@ def label_ends(axes: Axes, ends: list[tuple[float, float, str, Look]], height: f
     across = axes.get_yaxis_transform()
     left, right = axes.get_xlim()
     for (x, y, text, look), at in zip(placed, heights, strict=True):
-        axes.plot(
-            [(x - left) / (right - left), 1.0, 1.03],
-            [y, at, at],
-            transform=across,
-            color=look.colour,
-            linewidth=0.5,
-            alpha=0.5,
-            clip_on=False,
-            zorder=1,
-        )
-        axes.plot(
-            [1.04],
-            [at],
-            look.marker,
-            color=look.colour,
-            markerfacecolor=look.face,
-            markersize=4.5,
-            transform=across,
-            clip_on=False,
-        )
+        level = min(max(y, low), high)
+        bends = [(x - left) / (right - left), 1.0, 1.05, 1.07], [level, level, at, at]
+        outside: dict[str, Any] = {"transform": across, "clip_on": False}
+        axes.plot(*bends, color=look.colour, linewidth=0.5, alpha=0.4, zorder=1, **outside)
+        axes.plot([1.09], [at], linestyle="", markersize=4.5, **look.marks, **outside)
         axes.annotate(
-            text,
-            xy=(1.06, at),
-            xycoords=across,
-            color=look.colour,
-            va="center",
-            fontsize=8,
-            annotation_clip=False,
+            text, (1.11, at), xycoords=across, color=look.colour, va="center", fontsize=8, annotation_clip=False
         )
 
 
