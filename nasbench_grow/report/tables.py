@@ -281,9 +281,9 @@ def _paired_note(block: Block, rows: list[dict[str, Any]]) -> str:
     return (
         f"By how much the first is better than the second, seed by seed{lower}; below zero the second is better. A "
         "method without a budget is taken as it is. *Better*: seeds where the first is better. ± is the 95 % Student "
-        f"t interval of the mean. The table holds {intervals} such intervals, so that some exclude zero by chance; "
-        "*holds for all together* is Holm's procedure on the same t tests: with 95 % probability no *yes* in this "
-        "column is wrong."
+        f"t interval of the mean, each for itself; of the {intervals} in this table about one in twenty excludes zero by "
+        "chance alone. *Holds for all together*: by Holm's procedure on the same t tests, which lets a wrong *yes* into "
+        "this column in at most 5 % of such tables."
     )
 
 

@@ -82,7 +82,14 @@ def tables(record: Record) -> str:
 
 
 def _cells(count: int) -> list[Cell]:
-    grid = Grid(methods=("grow",), tasks=("digits",), backbones=("cifar_resnet20",), budgets=(0.5,), seeds=tuple(range(count)), epochs=160)
+    grid = Grid(
+        methods=("grow",),
+        tasks=("digits",),
+        backbones=("cifar_resnet20",),
+        budgets=(0.5,),
+        seeds=tuple(range(count)),
+        epochs=160,
+    )
     return cells_of(Profile("startup", "cells of one method that differ in their seeds", (grid,)))
 
 
