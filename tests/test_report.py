@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import statistics
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from synthetic_results import DENSE_MACS, failed, full_comparison, record, write
 from nasbench_grow import cli, report, results
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.harness.cell import make_cell
+from nasbench_grow.harness.profiles import PROFILES, Profile
 from nasbench_grow.report import tables
 from nasbench_grow.report.block import Block, blocks_of
 from nasbench_grow.report.missing import missing
@@ -504,7 +505,7 @@ def test_the_page_shows_every_figure_and_names_failures_and_provenance(written: 
         if path.suffix == ".png":
             assert f"]({path.relative_to(folder)})" in page
     assert "Finished cells: 33, 1 failed." in page and "it broke" in page
-    assert "Imaginary CPU, 2 cores, 1 threads, 8 GiB" in page and "torch 2.15.0" in page and "abc1234" in page
+    assert "Imaginary CPU, 2 cores, 1 thread, 8 GiB" in page and "torch 2.15.0" in page and "abc1234" in page
     assert str(folder.parent) not in page
 
 
@@ -679,7 +680,7 @@ def planned(seed: int, **changes: Any) -> dict[str, Any]:
         method="grow", task="cifar10", backbone="cifar_vgg16_bn", budget=0.14, seed=seed, setup="cuda-bf16"
     )
     found = record("grow", 0.14, seed, profile="table")
-    return found | asdict(cell) | {"run_key": cell.run_key()} | changes
+    return found | dataclasses.asdict(cell) | {"run_key": cell.run_key()} | changes
 
 
 @pytest.mark.usefixtures("unrendered")
@@ -700,6 +701,14 @@ def test_skipped_cells_and_records_of_older_versions_lack_nothing(tmp_path: Path
     lacking = missing(results.load(write(tmp_path / "new", [planned(0), planned(1, status="skipped")], False)))
     of_grow = lacking[(lacking["method"] == "grow") & (lacking["backbone"] == "cifar_vgg16_bn")]
     assert of_grow["seeds"].tolist() == ["2"]
+
+
+def test_a_profile_that_names_what_is_not_installed_plans_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = dataclasses.replace(PROFILES["table"].grids[0], methods=("gone",))
+    monkeypatch.setitem(PROFILES, "table", Profile("table", "for tests", (grid,)))
+    assert missing(results.load(write(tmp_path, [planned(0)], with_histories=False))).empty
 
 
 @pytest.mark.usefixtures("unrendered")

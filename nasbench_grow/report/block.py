@@ -222,7 +222,11 @@ def commits(cells: pd.DataFrame) -> str:
 
 def provenance(cells: pd.DataFrame) -> str:
     """Commits, machines and versions of the cells, in a sentence each."""
-    machine = [f"{value}{unit}" for part, unit in _MACHINE.items() if (value := _listed(cells, f"hardware_{part}"))]
+    machine = [
+        f"{value}{unit.removesuffix('s') if value == '1' else unit}"
+        for part, unit in _MACHINE.items()
+        if (value := _listed(cells, f"hardware_{part}"))
+    ]
     versions = [
         f"{column.removeprefix('versions_')} {value}"
         for column in cells.columns

@@ -68,7 +68,7 @@ def metrics(block: Block, looks: Looks) -> Drawing | None:
     dense = estimate(values_by_seed(block.of("dense"), block.column) * block.scale).mean
     titles = [f"budget {budget:g}" for budget in budgets]
     figure = _dots(titles, panels, block.label(), line=dense)
-    caption = f"{block.label().capitalize()} of each method: {_SEEDS}; the line is the mean of dense."
+    caption = f"The {block.label()} of each method: {_SEEDS}; the line is the mean of dense."
     return Drawing(f"{block.split}-by-method", caption, figure) if figure else None
 
 
@@ -192,7 +192,7 @@ def trade_off(block: Block, looks: Looks, column: str, label: str, name: str) ->
     axes.set_ylabel(block.label())
     label_ends(axes, ends, height - 0.6)
     caption = (
-        f"{block.label().capitalize()} against {label}: means over seeds with the 95 % Student t interval (cut where "
+        f"The {block.label()} against {label}: means over seeds with the 95 % Student t interval (cut where "
         f"it leaves the axes), a line through the budgets of a method; {MISSED}: misses a budget."
     )
     return Drawing(f"{block.split}-vs-{name}", caption, figure)

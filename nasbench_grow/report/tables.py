@@ -281,9 +281,9 @@ def _paired_note(block: Block, rows: list[dict[str, Any]]) -> str:
     return (
         f"By how much the first is better than the second, seed by seed{lower}; below zero the second is better. A "
         "method without a budget is taken as it is. *Better*: seeds where the first is better. ± is the 95 % Student "
-        f"t interval of the mean, each for itself: of the {intervals} in this table one in twenty would exclude zero by "
-        "chance if nothing differed. *Holds for all together*: by Holm's procedure on the same t tests, by which at most "
-        "one in twenty such tables has a wrong *yes* in this column."
+        f"t interval of the mean, each for itself: of the {intervals} in this table one in twenty would exclude zero "
+        "by chance if nothing differed. *Holds for all together*: by Holm's procedure on the same t tests, by which at "
+        "most one in twenty such tables has a wrong *yes* in this column."
     )
 
 
