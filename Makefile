@@ -8,7 +8,7 @@ BIN       := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce-all report ablations ablations-report test lint bench model-table
+.PHONY: help install reproduce-all report ablations test lint bench model-table
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -35,14 +35,8 @@ reproduce-all: $(INSTALLED) ## train every cell of PROFILE into RESULTS, then wr
 report: $(INSTALLED) ## write the tables and figures of RESULTS again
 	$(BIN)/nasbench-grow report --results $(RESULTS)
 
-ablations: $(INSTALLED) ## run the unfinished cells of docs/ablations.md into results/ablations, then report them
-	@status=0; \
-	$(BIN)/nasbench-grow reproduce --profile ablations --results results/ablations || status=$$?; \
-	$(BIN)/nasbench-grow ablations || status=$$?; \
-	exit $$status
-
-ablations-report: $(INSTALLED) ## write the tables and figures of docs/ablations.md again
-	$(BIN)/nasbench-grow ablations
+ablations: $(INSTALLED) ## write the tables of docs/ablations.md again
+	$(BIN)/nasbench-grow report --results results/ablations --document docs/ablations.md
 
 test: $(INSTALLED) ## run the tests (two processes, offline)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2

@@ -54,14 +54,13 @@ examples:
   nasbench-grow reproduce --profile laptop --methods grow,uniform --results results
   nasbench-grow reproduce --profile paper --setup cuda-bf16 --results results/gpu"""
 
-_ABLATIONS_EPILOG = """\
-The questions stand in nasbench_grow/harness/ablations.py; `nasbench-grow list profiles` shows the profile of each,
-`ablations` is all of them. In the document, what stands between <!-- ablation NAME --> and <!-- /ablation --> is
-written anew and the rest is left alone; tables and figures go to DIR/tables and DIR/figures.
+_REPORT_EPILOG = """\
+Writes DIR/README.md, DIR/tables and DIR/figures. In FILE, what stands between the lines <!-- report:BLOCK:TABLE --> and
+<!-- /report:BLOCK:TABLE --> is written anew and the rest is left alone.
 
 examples:
-  nasbench-grow reproduce --profile ablation-layers --results results/ablations
-  nasbench-grow ablations"""
+  nasbench-grow report
+  nasbench-grow report --results results/ablations --document docs/ablations.md"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -145,23 +144,17 @@ def _parser() -> argparse.ArgumentParser:
     _results(many)
     many.add_argument("--dry-run", action="store_true", help="list the cells and what they will cost, run nothing")
 
-    report = _command(commands, "report", _report, "write tables and figures from the records of a results folder")
+    report = _command(
+        commands, "report", _report, "write tables and figures from the records of a results folder", _REPORT_EPILOG
+    )
     _results(report)
-
-    ablations = _command(
-        commands,
-        "ablations",
-        _ablations,
-        "write the tables and figures that answer the questions about growing, and put them into a document",
-        _ABLATIONS_EPILOG,
+    report.add_argument(
+        "--reference",
+        default="grow",
+        metavar="METHOD",
+        help="compare every other method with this one, seed by seed (default: grow)",
     )
-    _results(ablations, "results/ablations")
-    ablations.add_argument(
-        "--document",
-        default="docs/ablations.md",
-        metavar="FILE",
-        help="Markdown file with marked blocks (default: docs/ablations.md)",
-    )
+    report.add_argument("--document", metavar="FILE", help="fill the marked blocks of this Markdown file as well")
 
     data = _command(commands, "data", None, "handle data sets")
     data_commands = data.add_subparsers(metavar="COMMAND", required=True)
@@ -182,8 +175,8 @@ def _command(commands: Any, name: str, function: Any, summary: str, epilog: str 
     return parser
 
 
-def _results(parser: _Parser, default: str = "results") -> None:
-    parser.add_argument("--results", default=default, metavar="DIR", help=f"results folder (default: {default})")
+def _results(parser: _Parser) -> None:
+    parser.add_argument("--results", default="results", metavar="DIR", help="results folder (default: results)")
 
 
 def _names(text: str) -> list[str]:
@@ -302,16 +295,8 @@ def _plan(cells: Sequence[Cell], folder: str) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from nasbench_grow import report
 
-    page, *others = report.write(arguments.results)
-    print(f"{page} and {len(others)} tables and figures")
-    return OK
-
-
-def _ablations(arguments: argparse.Namespace) -> int:
-    from nasbench_grow.report import ablations
-
-    document, *others = ablations.write(arguments.results, arguments.document)
-    print(f"{document} and {len(others)} tables and figures in {arguments.results}")
+    page, *others = report.write(arguments.results, arguments.reference, arguments.document)
+    print(f"{page} and {len(others)} other files")
     return OK
 
 

@@ -9,15 +9,23 @@ import random
 from pathlib import Path
 from typing import Any
 
+from nasbench_grow.harness.record import SCHEMA
+
 LAYERS = {"conv1": 16, "layer1.0.conv1": 16, "layer1.0.conv2": 16, "layer2.0.conv1": 32, "layer2.0.conv2": 32, "fc": 10}
 DENSE_MACS = 40_000_000
 SAMPLES = 5000
+FAMILIES = {
+    **dict.fromkeys(("dense", "uniform", "random", "retrain"), "control"),
+    "l1": "pruning",
+    **dict.fromkeys(("grow", "grow-paper"), "growing"),
+}
 
 
 def record(method: str = "grow", budget: float = 0.5, seed: int = 0, **changes: Any) -> dict[str, Any]:
     """A complete record with made-up figures; ``changes`` overrides fields."""
     epochs = changes.get("epochs", 4)
-    identity = [method, budget, seed, *(str(changes.get(name)) for name in ("task", "backbone", "setup", "epochs"))]
+    told = ("task", "backbone", "setup", "epochs", "comparison_key", "method_key")
+    identity = [method, budget, seed, *(str(changes.get(name)) for name in told)]
     macs = int(DENSE_MACS * budget)
     dense_train_macs = 3 * DENSE_MACS * SAMPLES * epochs
     return {
@@ -30,7 +38,15 @@ def record(method: str = "grow", budget: float = 0.5, seed: int = 0, **changes: 
         "seed": seed,
         "status": "ok",
         "error": None,
+        "schema": SCHEMA,
+        "family": FAMILIES.get(method.partition("[")[0]),
+        "settings": {},
+        "comparison_key": "c" * 16,
+        "method_key": "m" * 16,
         "metric": "accuracy",
+        "higher_is_better": True,
+        "metric_scale": 100.0,
+        "metric_unit": "%",
         "val_metric": 0.6 + 0.01 * seed,
         "test_metric": 0.6 + 0.01 * seed,
         "soft_val_metric": 0.601 + 0.01 * seed,
@@ -40,16 +56,32 @@ def record(method: str = "grow", budget: float = 0.5, seed: int = 0, **changes: 
         "dense_macs": DENSE_MACS,
         "train_macs": int(dense_train_macs * budget),
         "dense_train_macs": dense_train_macs,
+        "meets_budget": None if method.startswith("dense") else True,
+        "search_macs": 0,
+        "source_macs": 0,
+        "calibration_macs": 0,
         "wall_s": 100.0 * budget,
+        "cpu_s": 90.0 * budget,
+        "search_s": 0.0,
         "total_s": 110.0,
         "peak_memory_bytes": 512 * 2**20,
         "latency_ms_batch1": 2.0,
         "latency_ms_batch64": 20.0,
+        **{f"latency_ratio_batch{size}": budget for size in (1, 64)},
+        **{f"latency_ratio_low_batch{size}": budget - 0.05 for size in (1, 64)},
+        **{f"latency_ratio_high_batch{size}": budget + 0.05 for size in (1, 64)},
         "epochs": epochs,
         "train_samples": SAMPLES,
         "profile": "synthetic",
         "weights_sha256": "0" * 64,
-        "hardware": {"cpu": "Imaginary CPU", "cores": 2, "memory_gib": 8.0, "gpu": None, "platform": "Linux"},
+        "hardware": {
+            "cpu": "Imaginary CPU",
+            "cores": 2,
+            "threads": 1,
+            "memory_gib": 8.0,
+            "gpu": None,
+            "platform": "Linux",
+        },
         "versions": {"python": "3.11.9", "torch": "2.15.0", "torch-pruning": "1.6.0", "nasbench_grow": "0.1.0"},
         "code_version": "abc1234",
         "started_at": "2026-01-02T03:04:05+00:00",
@@ -58,10 +90,10 @@ def record(method: str = "grow", budget: float = 0.5, seed: int = 0, **changes: 
 
 def failed(method: str, budget: float, seed: int, status: str = "failed", **changes: Any) -> dict[str, Any]:
     """The record of a cell that did not end well: no figures."""
-    figures = ("val_metric", "test_metric", "soft_val_metric", "params", "macs", "train_macs", "wall_s")
-    figures += ("peak_memory_bytes", "latency_ms_batch1", "latency_ms_batch64", "total_s")
-    nothing = dict.fromkeys(figures)
-    return record(method, budget, seed, status=status, error="it broke", **nothing, **changes)
+    figures = ("val_metric", "test_metric", "soft_val_metric", "params", "macs", "meets_budget", "train_macs", "wall_s")
+    figures += ("cpu_s", "peak_memory_bytes", "latency_ms_batch1", "latency_ms_batch64", "total_s")
+    figures += tuple(f"latency_ratio_{end}batch{size}" for end in ("", "low_", "high_") for size in (1, 64))
+    return record(method, budget, seed, **dict.fromkeys(figures), **{"status": status, "error": "it broke"} | changes)
 
 
 def history(of: dict[str, Any]) -> dict[str, Any]:

@@ -84,13 +84,6 @@ def test_the_figure_and_nothing_else_is_left_beside_records_and_tables(folder: P
     assert kept == {"step_time.json", "step_time.md", "step_time.png", "restructure.json", "restructure.md"}
 
 
-def test_embedding_twice_changes_nothing_and_a_page_without_a_place_is_refused() -> None:
-    once = record.embed(PAGE, "memory", "| a |")
-    assert record.embed(once, "memory", "| a |") == once and "old" in once
-    with pytest.raises(UserError, match="bench:memory"):
-        record.embed("no markers", "memory", "| a |")
-
-
 # --- step times ---
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from cells import finished_record, small_cell, use_methods
 
 from nasbench_grow import cli
 from nasbench_grow.harness import reproduce
+from nasbench_grow.harness.profiles import PROFILES, Profile
 from nasbench_grow.harness.store import RECORD_FIELDS, Store
 
 ROOT = Path(__file__).parents[1]
@@ -106,7 +108,12 @@ def test_words_that_do_not_parse_are_one_line_and_exit_code_2(capsys, words):
 
 
 def test_reproduce_says_what_it_did(tmp_path, capsys, monkeypatch):
-    use_methods(monkeypatch)
+    def tiny_profile():
+        use_methods(monkeypatch)
+        grid = dataclasses.replace(PROFILES["smoke"].grids[0], methods=("dense", "refusing"))
+        monkeypatch.setitem(PROFILES, "smoke", Profile("smoke", "for tests", (grid,)))
+
+    tiny_profile()
     monkeypatch.setattr(reproduce, "run_cell", pytest.fail)
     words = ["reproduce", "--profile", "smoke", "--tasks", "digits", "--methods", "dense,refusing"]
     words += ["--results", str(tmp_path)]
@@ -114,7 +121,7 @@ def test_reproduce_says_what_it_did(tmp_path, capsys, monkeypatch):
     assert "2 cells, 0 done, 2 to do" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
-    use_methods(monkeypatch)
+    tiny_profile()
     assert cli.main(words) == 1
     assert capsys.readouterr().out == f"2 cells in {tmp_path}: 1 ok, 1 failed\n"
     assert cli.main(["reproduce", "--profile", "smokey"]) == 2

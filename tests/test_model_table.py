@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import nn
 
-from nasbench_grow.dev.bench.record import embed
+from nasbench_grow.base import blocks
 from nasbench_grow.dev.model_table import __main__ as model_table
 from nasbench_grow.dev.model_table import entries, examine, page, runner
 from nasbench_grow.dev.model_table.kinds import kind
@@ -157,4 +157,4 @@ def test_the_committed_page_is_what_the_committed_records_give() -> None:
     text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     families = entries.families()
     records = runner.load(ROOT / "results" / "models", families)
-    assert embed(text, "models", page.tables(records, len(families))) == text
+    assert blocks.fill(text, {"bench:models": page.tables(records, len(families))}) == text

@@ -4,14 +4,22 @@ import threading
 import time
 
 import pytest
-from cells import finished_record, run_in_two_processes, small_cell, use_methods
+from cells import METHODS, finished_record, run_in_two_processes, small_cell, use_methods
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.harness import estimate, measure, reproduce
 from nasbench_grow.harness.profiles import PROFILES, Grid, Profile
 from nasbench_grow.harness.store import Store, StoreError
 
-GRID = Grid(("digits",), ("tiny_network",), budgets=(0.25, 0.5), seeds=(0, 1), epochs=1, train_samples=64)
+GRID = Grid(
+    methods=tuple(METHODS),
+    tasks=("digits",),
+    backbones=("tiny_network",),
+    budgets=(0.25, 0.5),
+    seeds=(0, 1),
+    epochs=1,
+    train_samples=64,
+)
 MACS = 8 * 8 * (9 * 8 + 9 * 8 * 8) + 8 * 10
 """Of the tiny network, for one digit: two 3 x 3 convolutions over 8 x 8 pixels, one linear layer."""
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from synthetic_results import LAYERS, failed, record, write
+from synthetic_results import DENSE_MACS, LAYERS, failed, record, write
 
 from nasbench_grow import results
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.harness.record import FIELDS
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_a_row_a_cell_with_flat_hardware_and_shares(tmp_path: Path) -> None:
@@ -26,6 +31,67 @@ def test_a_row_a_cell_with_flat_hardware_and_shares(tmp_path: Path) -> None:
     flat = {name for name in grown if name not in ("hardware", "versions")}
     assert flat <= set(frame.columns)
     assert all(row[name] == grown[name] for name in flat - {"started_at", "error"})
+
+
+def test_every_field_of_a_record_is_a_column_of_its_kind() -> None:
+    assert set(results.COLUMNS) == {*FIELDS, "macs_share", "train_macs_share"} - {"hardware", "versions"}
+    assert {name: results.COLUMNS[name] for name in ("method", "settings", "seed", "budget", "meets_budget")} == {
+        "method": "object",
+        "settings": "object",
+        "seed": "Int64",
+        "budget": "float64",
+        "meets_budget": "boolean",
+    }
+
+
+def test_the_page_on_results_lists_every_column() -> None:
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    rows = [row.split("|")[1] for row in page.splitlines() if row.startswith("| `")]
+    listed = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert sorted(listed) == sorted([*results.COLUMNS, "hardware_*", "versions_*"])
+
+
+# --- records of older versions ---
+
+
+def test_real_old_records_have_the_fields_of_today(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "tests" / "old_records", tmp_path / "records")
+    frame = results.load(tmp_path).set_index("method")
+    assert list(frame.index) == ["retrain", "uniform"]
+    retrain, uniform = frame.loc["retrain"], frame.loc["uniform"]
+    assert (retrain["metric"], retrain["higher_is_better"], retrain["metric_scale"], retrain["metric_unit"]) == (
+        "accuracy", True, 100.0, "%",
+    )  # fmt: skip
+    assert (uniform["metric"], uniform["higher_is_better"], uniform["metric_scale"], uniform["metric_unit"]) == (
+        "perplexity", False, 1.0, "",
+    )  # fmt: skip
+    assert list(frame["family"]) == ["control", "control"] and list(frame["meets_budget"]) == [True, True]
+    assert frame[["comparison_key", "method_key", "cpu_s", "latency_ratio_batch1"]].isna().all(axis=None)
+    assert list(frame["schema"]) == [1, 1] and list(frame["search_macs"]) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("method", "budget", "share", "met"),
+    [
+        ("l1", 0.5, 0.52, True),
+        ("l1", 0.5, 0.53, False),
+        ("l1", 0.5, 0.47, False),
+        ("dense", 1.0, 1.0, None),
+        ("grow[cost=time]", 0.5, 0.36, None),
+    ],
+)
+def test_whether_an_old_record_meets_its_budget_is_computed(
+    tmp_path: Path, method: str, budget: float, share: float, met: bool | None
+) -> None:
+    old = record(method, budget, macs=int(share * DENSE_MACS), schema=None)
+    del old["schema"], old["meets_budget"]
+    found = results.load(write(tmp_path, [old], with_histories=False)).loc[0, "meets_budget"]
+    assert found == met if met is not None else pd.isna(found)
+
+
+def test_what_a_record_of_today_says_of_its_budget_stands(tmp_path: Path) -> None:
+    write(tmp_path, [record("l1", 0.5, macs=DENSE_MACS, meets_budget=True)], with_histories=False)
+    assert results.load(tmp_path).loc[0, "meets_budget"]
 
 
 def test_counts_beyond_32_bits_stay_exact(tmp_path: Path) -> None:
@@ -71,6 +137,8 @@ def test_a_missing_folder_is_an_error_that_says_what_to_do(tmp_path: Path, read)
         (json.dumps(record(run_key="broken", test_metric="good")), "test_metric is 'good'"),
         (json.dumps(record(run_key="broken", macs=1.5)), r"macs is 1\.5"),
         (json.dumps(record(run_key="broken", seed=True)), "seed is True"),
+        (json.dumps(record(run_key="broken", meets_budget="yes")), "meets_budget is 'yes'"),
+        (json.dumps(record(run_key="broken", status="fine")), "unknown status 'fine'"),
     ],
 )
 def test_damaged_records_are_skipped_and_named(tmp_path: Path, content: str, reason: str) -> None:

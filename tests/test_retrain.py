@@ -120,7 +120,15 @@ def test_a_finished_giver_is_not_run_again(tmp_path, ran):
 
 
 def test_a_profile_lists_the_giver_before_even_where_it_was_not_asked_for(tmp_path, ran):
-    grid = Grid(("digits",), ("tiny_network",), (0.5,), (0, 1), epochs=2, train_samples=64)
+    grid = Grid(
+        methods=("grow", "retrain"),
+        tasks=("digits",),
+        backbones=("tiny_network",),
+        budgets=(0.5,),
+        seeds=(0, 1),
+        epochs=2,
+        train_samples=64,
+    )
     cells = reproduce.cells_of(Profile("tiny", "for tests", (grid,)), methods=["retrain"])
     assert [(cell.method, cell.seed) for cell in cells] == [("grow", 0), ("retrain", 0), ("grow", 1), ("retrain", 1)]
     assert reproduce.reproduce(cells, Store(tmp_path)) == {"ok": 4}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Grid:
     """The product of methods, tasks, backbones, budgets and seeds, all trained equally long."""
 
+    methods: tuple[str, ...]
     tasks: tuple[str, ...]
     backbones: tuple[str, ...]
     budgets: tuple[float, ...]
@@ -16,8 +17,6 @@ class Grid:
     epochs: int
     train_samples: int | None = None
     """How many training samples to keep; None = all."""
-    methods: tuple[str, ...] | None = None
-    """None = every registered method."""
     setup: str = "cpu"
 
 

@@ -119,6 +119,14 @@ def is_settled(record: Record | None) -> bool:
     return record is not None and record["status"] in ("ok", "skipped")
 
 
+_FAMILIES = {
+    **dict.fromkeys(("dense", "uniform", "random", "retrain"), "control"),
+    "l1": "pruning",
+    **dict.fromkeys(("grow", "grow-paper"), "growing"),
+}
+"""Of the methods of schema 1."""
+
+
 def _meant(old: Record) -> Record:
     """What a record of an older schema says without having a field for it."""
     if old.get("schema") is not None:
@@ -127,6 +135,7 @@ def _meant(old: Record) -> Record:
     perplexity = old.get("metric") == "perplexity"
     return {
         "schema": 1,
+        "family": _FAMILIES.get(str(old.get("method")).partition("[")[0]),
         "higher_is_better": not perplexity,
         "metric_scale": 1.0 if perplexity else 100.0,
         "metric_unit": "" if perplexity else "%",

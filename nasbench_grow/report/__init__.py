@@ -5,53 +5,112 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib
+import pandas as pd
 
-from nasbench_grow.base.errors import UserError
-from nasbench_grow.report import documents, tables
-from nasbench_grow.report import frames as results
-from nasbench_grow.report.figures import draw
+from nasbench_grow.base import blocks as generated
+from nasbench_grow.base.errors import UserError, unknown
+from nasbench_grow.report import documents, figures, frames, tables, training_figures
+from nasbench_grow.report.block import Block, blocks_of
+from nasbench_grow.report.figures import Drawing, Looks
 from nasbench_grow.report.missing import missing
 from nasbench_grow.report.output import figures_shown, rendered, write_file
-from nasbench_grow.report.protocol import blocks
-from nasbench_grow.report.style import RC
+from nasbench_grow.report.style import RC, looks
+from nasbench_grow.report.tables import REFERENCE, Table
 
-__all__ = ["write"]
+__all__ = ["fill", "write"]
 
 
-def write(folder: str | Path = "results") -> list[Path]:
+def write(folder: str | Path = "results", reference: str = REFERENCE, document: str | Path | None = None) -> list[Path]:
     """Write ``README.md``, ``tables/*`` and ``figures/*`` of a results folder; returns the files, the page first.
 
     Figures that the page showed before and whose records are gone are removed.
 
+    Args:
+        folder: holds ``records``.
+        reference: the method that every other one is compared with, seed by seed.
+        document: a Markdown file whose blocks are filled as :func:`fill` says; it comes last of the files.
+
     Raises:
-        UserError: the folder is missing, holds no record, or cannot be written to.
+        UserError: the folder is missing, holds no record, or cannot be written to; no cell is of the reference (but
+            for the default one); the document cannot be read, or its blocks are wrong.
     """
     folder = Path(folder)
-    cells = results.load(folder)
-    if cells.empty:
-        raise UserError(f"no finished cells in {str(folder)!r}; run `nasbench-grow reproduce --results {folder}` first")
-    found = blocks(cells)
-    histories = results.histories(folder)
-    every_table = [tables.comparison(found), tables.paired(found), tables.requirements(found, histories)]
+    cells, found = _read(folder, reference)
+    histories = frames.histories(folder)
+    every_table = _tables(found, reference, histories)
+    text = _filled(Path(document), every_table) if document else ""
 
     files: dict[Path, bytes] = {}
     for table in every_table:
-        for suffix, text in (("md", documents.markdown), ("csv", documents.csv), ("tex", documents.latex)):
-            files[folder / "tables" / f"{table.name}.{suffix}"] = text(table).encode()
+        for suffix, written in (("md", documents.markdown), ("csv", documents.csv), ("tex", documents.latex)):
+            files[folder / "tables" / f"{table.name}.{suffix}"] = written(table).encode()
     shown: dict[str, list[tuple[str, str]]] = {}
+    every_look = looks({method: family for block in found for method, family in block.families.items()})
     with matplotlib.rc_context(RC):
         for block in found:
             shown[block.name] = []
-            for drawing in draw(block, histories, lambda run_keys: results.widths(folder, run_keys)):
+            for drawing in _draw(block, every_look, histories, folder, reference):
                 stem = f"figures/{block.name}_{drawing.name}"
                 shown[block.name].append((f"{stem}.png", drawing.caption))
                 for kind, content in rendered(drawing.figure).items():
                     files[folder / f"{stem}.{kind}"] = content
     page = documents.page(folder.resolve().name, found, every_table, shown, missing(cells))
-    files = {folder / "README.md": page.encode()} | files
+    files = {folder / "README.md": page.encode()} | files | ({Path(document): text.encode()} if document else {})
     outdated = figures_shown(folder / "README.md") - files.keys()
     for path, content in files.items():
         write_file(path, content)
     for path in outdated:
         path.unlink(missing_ok=True)
     return list(files)
+
+
+def fill(document: str | Path, folder: str | Path, reference: str = REFERENCE) -> str:
+    """The text of a document with its blocks ``<!-- report:BLOCK:TABLE -->`` filled from a results folder.
+
+    TABLE is ``comparison``, ``paired`` or ``requirements``; BLOCK is what the names of the block's figures begin with.
+
+    Raises:
+        UserError: the folder holds no record, the document cannot be read, or has a block that the folder does not.
+    """
+    folder = Path(folder)
+    _, found = _read(folder, reference)
+    return _filled(Path(document), _tables(found, reference, frames.histories(folder)))
+
+
+def _read(folder: Path, reference: str) -> tuple[pd.DataFrame, list[Block]]:
+    """The cells of a folder, and their blocks."""
+    cells = frames.load(folder)
+    if cells.empty:
+        raise UserError(f"no finished cells in {str(folder)!r}; run `nasbench-grow reproduce --results {folder}` first")
+    if reference != REFERENCE and reference not in set(cells["method"]):
+        raise unknown("reference", reference, set(cells["method"]), hint=f"name a method that has a cell in {folder}")
+    return cells, blocks_of(cells)
+
+
+def _tables(found: list[Block], reference: str, histories: pd.DataFrame) -> list[Table]:
+    return [tables.comparison(found), tables.paired(found, reference), tables.requirements(found, histories)]
+
+
+def _filled(document: Path, every_table: list[Table]) -> str:
+    try:
+        text = document.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {document}: {error.strerror}; name the document with --document") from None
+    contents = {
+        f"report:{part.block.name}:{table.name}": f"{documents.markdown_part(part)}\n\n{part.block.caption}"
+        for table in every_table
+        for part in table.parts
+    }
+    named = generated.names(text, "report")
+    for name in named:
+        if name not in contents:
+            raise unknown("block of the document", name, contents, hint="rename its two markers")
+    return generated.fill(text, {name: contents[name] for name in named})
+
+
+def _draw(block: Block, every_look: Looks, histories: pd.DataFrame, folder: Path, reference: str) -> list[Drawing]:
+    """Every figure of a block that its cells and their histories allow."""
+    return [
+        *figures.draw(block, every_look, reference),
+        *training_figures.draw(block, every_look, histories, lambda run_keys: frames.widths(folder, run_keys)),
+    ]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from itertools import chain
 from pathlib import Path
 
 import pandas as pd
 
-from nasbench_grow.report.protocol import Block
+from nasbench_grow.report.block import Block
 from nasbench_grow.report.tables import Part, Table
 
 _LATEX = {
@@ -17,14 +16,17 @@ _LATEX = {
     "\N{PLUS-MINUS SIGN}": r"$\pm$",
     "\N{MINUS SIGN}": "$-$",
     "\N{MULTIPLICATION SIGN}": r"$\times$",
+    "\N{BALLOT X}": r"$\times$",
     "\N{LESS-THAN OR EQUAL TO}": r"$\leq$",
     "\N{EN DASH}": "--",
+    "*": "",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
 } | {sign: f"\\{sign}" for sign in "&%$#_{}"}
 
 _LATEX_FITS = 6
 """So many columns fit on a page in small type; wider tables are scaled down."""
+_LEFT = ("method", "pair")
 
 
 def csv(table: Table) -> str:
@@ -33,21 +35,20 @@ def csv(table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
-    """The table with a caption for each protocol, as a page of its own."""
-    parts = [
-        f"## {part.block.title}\n\n{markdown_rows(part)}\n\n{part.block.caption} {part.note}" for part in table.parts
-    ]
+    """The table with a caption for each block, as a page of its own."""
+    parts = [f"## {part.block.title}\n\n{markdown_part(part)}\n\n{part.block.caption}" for part in table.parts]
     return "\n\n".join([f"# {table.title}", *(parts or ["No cells for this table."])]) + "\n"
 
 
-def markdown_rows(part: Part) -> str:
-    """One protocol's rows as a pipe table; numbers to the right."""
-    align = ["left" if name in ("method", "difference") else "right" for name in part.rows.columns]
-    return str(part.rows.to_markdown(index=False, colalign=align, disable_numparse=True))
+def markdown_part(part: Part) -> str:
+    """One block's rows as a pipe table, numbers to the right, with its notes."""
+    align = ["left" if name in _LEFT else "right" for name in part.rows.columns]
+    rows = str(part.rows.to_markdown(index=False, colalign=align, disable_numparse=True))
+    return "\n\n".join([rows, *part.notes])
 
 
 def latex(table: Table) -> str:
-    """The table in booktabs style, a ``table`` environment for each protocol.
+    """The table in booktabs style, a ``table`` environment for each block.
 
     Needs the packages ``booktabs`` and, for wide tables, ``graphicx``.
     """
@@ -56,8 +57,8 @@ def latex(table: Table) -> str:
         rows = part.rows.map(_escape).rename(columns=_escape)
         text = rows.to_latex(
             index=False,
-            column_format="".join("l" if name in ("method", "difference") else "r" for name in part.rows.columns),
-            caption=_escape(f"{table.title}. {part.block.caption} {part.note}"),
+            column_format="".join("l" if name in _LEFT else "r" for name in part.rows.columns),
+            caption=_escape(" ".join([f"{table.title}. {part.block.caption}", *part.notes])),
             label=f"tab:{table.name}-{number}",
             position="t",
         )
@@ -76,13 +77,13 @@ def page(
     figures: Mapping[str, list[tuple[str, str]]],
     missing: pd.DataFrame,
 ) -> str:
-    """The page that a stranger opens first: every table and figure with its caption.
+    """The page that a stranger opens first: the comparison of every block, then all details.
 
     Args:
         folder: the results folder's name.
-        blocks: the protocols found.
-        tables: the tables; the first stands before the figures, the others after them.
-        figures: for each block's name, the figures' paths relative to the folder, with captions.
+        blocks: the blocks found.
+        tables: the tables; of each block the first one and the first figure lead.
+        figures: for each block's name, the figures' paths relative to the page, with captions.
         missing: what was planned and is not there, as :func:`nasbench_grow.report.missing.missing` gives it.
     """
     cells = pd.concat([block.cells for block in blocks])
@@ -92,19 +93,17 @@ def page(
         "# Results",
         f"Finished cells: {counts.get('ok', 0)}{others}. "
         "A cell is one method, task, backbone, set-up, budget and seed. Every number below is computed from "
-        "`records/*.json`; this page, `tables/` and `figures/` are written by "
-        "`nasbench-grow report` and are written anew each time.",
+        "`records/*.json`; this page, `tables/` and `figures/` are written anew by each `nasbench-grow report`.",
     ]
     for block in blocks:
-        sections += [f"## {block.title}", block.caption]
-        of_tables = [
-            [f"### {table.title}", markdown_rows(part), part.note]
-            for table in tables
-            for part in table.parts
-            if part.block is block
-        ]
-        of_figures = [f"![{Path(path).stem}]({path})\n\n*{caption}*" for path, caption in figures[block.name]]
-        sections += [*of_tables[0], *of_figures, *chain.from_iterable(of_tables[1:])]
+        lead = [markdown_part(part) for part in tables[0].parts if part.block is block]
+        sections += [f"## {block.title}", *lead, block.caption, *_pictures(figures[block.name][:1])]
+    sections.append("# Details")
+    for block in blocks:
+        sections += [f"## Details: {block.title}"]
+        for table in tables[1:]:
+            sections += [f"### {table.title}\n\n{markdown_part(part)}" for part in table.parts if part.block is block]
+        sections += _pictures(figures[block.name][1:])
     sections += [*_unfinished(cells), *_planned(missing), _HOW_TO_READ.format(folder=folder)]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -115,15 +114,19 @@ _HOW_TO_READ = """## Reading the records
 import nasbench_grow.results
 
 frame = nasbench_grow.results.load("{folder}")  # a row a cell
-frame.groupby(["method", "budget"])["test_metric"].agg(["mean", "std", "count"])
+frame.groupby(["method", "budget"])["val_metric"].agg(["mean", "std", "count"])
 ```
 
 The same tables lie in `tables/` as CSV (unrounded), Markdown and LaTeX, the figures in `figures/` as PNG and PDF."""
 
 
+def _pictures(figures: list[tuple[str, str]]) -> list[str]:
+    return [f"![{Path(path).stem}]({path})\n\n*{caption}*" for path, caption in figures]
+
+
 def _unfinished(cells: pd.DataFrame) -> list[str]:
-    """The section that lists the cells without a result, with their errors; empty where there is none."""
-    bad = cells[cells["status"] != "ok"]
+    """The section that lists the cells that failed or diverged, with their errors; empty where there is none."""
+    bad = cells[cells["status"].isin(["failed", "diverged"])]
     if bad.empty:
         return []
     columns = ["method", "task", "backbone", "setup", "budget", "seed", "status", "error"]

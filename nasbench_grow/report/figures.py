@@ -1,23 +1,26 @@
-"""The figures of the report, drawn from the records without a display."""
+"""The figures that compare methods, drawn from the records without a display."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.transforms import ScaledTranslation
 
-from nasbench_grow.report.protocol import Block, cost_by_epoch, is_growing
-from nasbench_grow.report.statistics import Estimate, estimate
-from nasbench_grow.report.style import appearance, label_ends
+from nasbench_grow.report.block import Block, values_by_seed
+from nasbench_grow.report.statistics import estimate
+from nasbench_grow.report.style import LABEL_INCHES, Look, label_ends
+from nasbench_grow.report.tables import advantage, named, pairs
+from nasbench_grow.report.wording import MISSED
 
-Widths = Callable[[list[str]], pd.DataFrame]
-"""Gives the widths of every layer and epoch of some runs, as :func:`nasbench_grow.report.frames.widths`."""
+Looks = Mapping[str, Look]
+
+_SEEDS = f"faint points are seeds, others their mean with the 95 % Student t interval (cut where it leaves the axes); \
+{MISSED}: misses the budget"
 
 
 @dataclass(frozen=True)
@@ -29,272 +32,188 @@ class Drawing:
     figure: Figure
 
 
-def draw(block: Block, histories: pd.DataFrame, widths: Widths) -> list[Drawing]:
-    """Every figure that the cells of a block and their histories allow."""
-    mine = histories[histories["run_key"].isin(block.finished["run_key"])]
-    drawings: list[Drawing | None] = [
-        *(trade_off(block, *axis) for axis in _COSTS),
-        curves(block, mine),
-        schedule(block, mine),
-        *(growth(block, method, widths) for method in block.methods if is_growing(method)),
+def draw(block: Block, looks: Looks, reference: str) -> list[Drawing]:
+    """Every figure that the cells of a block allow."""
+    drawings = [
+        metrics(block, looks),
+        *(trade_off(block, looks, *cost) for cost in _COSTS),
+        advantages(block, looks, reference),
     ]
     return [drawing for drawing in drawings if drawing is not None]
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A row of dots: the values of a method by seed, as they are shown."""
+
+    label: str
+    look: Look
+    values: pd.Series[float]
+
+
+def metrics(block: Block, looks: Looks) -> Drawing | None:
+    """The metric of every method: a panel for each budget, dense as a line."""
+    budgets = block.budgets or [1.0]
+    panels = [
+        [
+            _Line(
+                named(block, method, budget),
+                looks[method],
+                values_by_seed(block.at(method, budget), block.column) * block.scale,
+            )
+            for method in block.methods
+        ]
+        for budget in budgets
+    ]
+    dense = estimate(values_by_seed(block.of("dense"), block.column) * block.scale).mean
+    titles = [f"budget {budget:g}" for budget in budgets]
+    figure = _dots(titles, panels, block.label(), line=dense)
+    caption = f"The {block.label()} of each method: {_SEEDS}; the line is the mean of dense."
+    return Drawing(f"{block.split}-by-method", caption, figure) if figure else None
+
+
+def advantages(block: Block, looks: Looks, reference: str) -> Drawing | None:
+    """How much better the reference is than each other method, seed by seed: a panel for each budget."""
+    rows = pairs(block, reference)
+    budgets = sorted({row["budget"] for row in rows}, reverse=True)
+    others = [method for method in block.methods if any(row["method"] == method for row in rows)]
+    kept = {(row["method"], row["budget"]) for row in rows}
+    panels = [
+        [
+            _Line(
+                method,
+                looks[method],
+                advantage(block, block.at(reference, budget), block.at(method, budget)) * block.scale
+                if (method, budget) in kept
+                else pd.Series(dtype=float),
+            )
+            for method in others
+        ]
+        for budget in budgets
+    ]
+    titles = [f"budget {budget:g}" for budget in budgets]
+    figure = _dots(titles, panels, f"{reference} is better by,\n{block.step_label}", line=0.0)
+    caption = (
+        f"By how much {reference} is better than each other method, seed by seed: faint points are seeds, others "
+        "their mean with the 95 % Student t interval, each for itself (cut where it leaves the axes)."
+    )
+    return Drawing("paired", caption, figure) if figure else None
+
+
+def _dots(titles: list[str], panels: list[list[_Line]], axis: str, line: float) -> Figure | None:
+    """A panel for each title with a row of dots for each line: seeds faint, mean and interval solid."""
+    points = pd.concat([one.values for lines in panels for one in lines] or [pd.Series(dtype=float)])
+    if points.empty:
+        return None
+    names = max(len(one.label) for lines in panels for one in lines)
+    size = (0.4 + 0.075 * names + 2.6 * len(panels), 0.8 + 0.22 * max(3, len(panels[0])))
+    figure = Figure(figsize=size, layout="constrained")
+    spans: list[float] = []
+    grid = figure.subplots(1, len(panels), squeeze=False, sharex=True)[0]
+    for place, (axes, title, lines) in enumerate(zip(grid, titles, panels, strict=True)):
+        for at, one in enumerate(lines):
+            axes.plot(one.values, np.full(len(one.values), at), ".", color=one.look.colour, alpha=0.35, mew=0)
+            mean = estimate(one.values)
+            if mean.n:
+                spans += _interval(axes, mean.mean, at, mean.half_width, one.look, across=True)
+        labels = [one.label if place == 0 else "" for one in lines]
+        axes.set_yticks(range(len(lines)), labels)
+        for at, one in enumerate(lines):
+            if place and one.label.endswith(MISSED):
+                axes.annotate(
+                    MISSED,
+                    (0, at),
+                    (-6, 0),
+                    xycoords=("axes fraction", "data"),
+                    textcoords="offset points",
+                    va="center",
+                    ha="right",
+                )
+        axes.set_ylim(len(lines) - 0.5, -0.5)
+        axes.grid(True, axis="y", linestyle=":")
+        axes.set_title(title, loc="left")
+        axes.set_xlabel(axis)
+        axes.axvline(line, color="#666666", linewidth=0.8, zorder=1)
+    known = points if math.isnan(line) else pd.concat([points, pd.Series([line])])
+    grid[0].set_xlim(_limits(known, spans))
+    return figure
+
+
+def _interval(axes: Axes, x: float, y: float, half_width: float, look: Look, *, across: bool) -> list[float]:
+    """Draw a mean with its interval; returns the interval's ends."""
+    known = not math.isnan(half_width)
+    middle = x if across else y
+    axes.errorbar(
+        x,
+        y,
+        xerr=half_width if known and across else None,
+        yerr=half_width if known and not across else None,
+        **look.marks,
+        markersize=5.5,
+        markeredgewidth=0.9,
+        elinewidth=0.9,
+        ecolor=(look.colour, 0.7),
+        capsize=2,
+        zorder=3,
+    )
+    return [middle - half_width, middle + half_width] if known else []
 
 
 _COSTS = (
     ("macs_share", "inference MACs (share of dense)", "inference-macs"),
     ("train_macs_share", "training MACs (share of dense)", "training-macs"),
-    ("wall_s", "training time (s)", "training-time"),
+    ("cpu_s", "CPU time of training (\N{MULTIPLICATION SIGN} dense)", "training-time"),
 )
 
-_SIDEWAYS_POINTS = 4.0
 
-
-def trade_off(block: Block, column: str, label: str, name: str) -> Drawing | None:
-    """Test metric against one cost, over all methods of a block."""
-    if _with_cost(block, column).empty:
+def trade_off(block: Block, looks: Looks, column: str, label: str, name: str) -> Drawing | None:
+    """The metric against one cost, means over seeds: a line through each method's budgets."""
+    lines = {method: _against(block, method, column) for method in block.methods}
+    lines = {method: points for method, points in lines.items() if points}
+    if not lines:
         return None
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    height = max(3.4, 0.6 + LABEL_INCHES * len(lines))
+    figure = Figure(figsize=(6.8, height), layout="constrained")
     axes = figure.subplots()
-    draw_trade_off(axes, block, column, label, apart=column == "macs_share")
-    figure.legend(loc="outside right upper")
-    caption = (
-        f"Test {block.metric} against {label}: faint points are seeds, solid points their mean with the 95 % Student t "
-        "interval (cut where it leaves the axes)."
-    )
-    if column == "macs_share":
-        caption += " Methods of one budget are moved apart sideways by a few points."
-    return Drawing(f"test-vs-{name}", caption, figure)
-
-
-def draw_trade_off(
-    axes: Axes, block: Block, column: str, label: str, *, apart: bool = False, seeds: bool = True
-) -> None:
-    """Test metric against one cost: seeds faint, means with their interval, a line through a method's budgets.
-
-    ``apart`` moves the methods sideways by a few points, where those of one budget share their cost.
-    """
-    cells = _with_cost(block, column)
-    looks = appearance(block.methods)
-    methods = [method for method in block.methods if (cells["method"] == method).any()]
     spans: list[float] = []
-    crowd = [method for method in methods if set(block.of(method)["budget"]) != {1.0}]
-    inches = axes.figure.dpi_scale_trans
-    for method in methods:
-        colour, marker = looks[method]
-        turn = crowd.index(method) - (len(crowd) - 1) / 2 if apart and method in crowd else 0.0
-        move = axes.transData + ScaledTranslation(turn * _SIDEWAYS_POINTS / 72, 0, inches)
-        own = cells[cells["method"] == method]
-        x, y = own[column].astype(float), own["test_metric"] * block.scale
-        if seeds:
-            axes.plot(x, y, marker, color=colour, alpha=0.45, markersize=5, markeredgewidth=0, transform=move)
-        at, means = _means(own, column, block.scale)
-        spans += [end for one in means for end in (one.low, one.high) if not math.isnan(end)]
-        axes.errorbar(
-            at,
-            [one.mean for one in means],
-            yerr=[0.0 if math.isnan(one.half_width) else one.half_width for one in means],
-            color=colour,
-            marker=marker,
-            markersize=7,
-            markeredgecolor="white",
-            linewidth=1.2,
-            elinewidth=1,
-            capsize=3,
-            label=method,
-            transform=move,
-        )
-    axes.set_xlim(0, 1.08 * float(cells[column].max()))
-    axes.set_ylim(limits(cells["test_metric"] * block.scale, spans))
+    ends = []
+    for method, points in lines.items():
+        look = looks[method]
+        xs, ys = [x for x, _, _ in points], [y for _, y, _ in points]
+        axes.plot(xs, ys, color=look.colour, linestyle=look.line, linewidth=1, zorder=2)
+        for x, y, half_width in points:
+            spans += _interval(axes, x, y, half_width, look, across=False)
+        missed = any(block.missed(method, budget) for name, budget in block.rows if name == method)
+        ends.append((xs[-1], ys[-1], f"{method} {MISSED}" if missed else method, look))
+    xs, ys = ([point[part] for points in lines.values() for point in points] for part in (0, 1))
+    axes.set_xlim(0, 1.05 * max(xs))
+    axes.set_ylim(_limits(pd.Series(ys), spans))
     axes.set_xlabel(label)
-    axes.set_ylabel(f"test {block.metric_label}")
-
-
-def _with_cost(block: Block, column: str) -> pd.DataFrame:
-    """The finished cells with both the test metric and a cost."""
-    return block.finished[block.finished[["test_metric", column]].notna().all(axis=1)]
-
-
-def curves(block: Block, histories: pd.DataFrame) -> Drawing | None:
-    """Training loss and validation metric by epoch, a row of panels for each budget, dense in each of them."""
-    budgets = block.budgets or [1.0]
-    shown = [(budget, _runs(block, budget)) for budget in budgets]
-    if histories.empty:
-        return None
-    figure = Figure(figsize=(8.4, 0.6 + 2.6 * len(shown)), layout="constrained")
-    panels = figure.subplots(len(shown), 2, squeeze=False, sharex=True, sharey="col")
-    looks = appearance(block.methods)
-    columns = (("loss", "training loss", 1.0), ("val_metric", f"val {block.metric_label}", block.scale))
-    ends: dict[Axes, list[tuple[float, float, str, str]]] = {}
-    for row, (budget, runs) in zip(panels, shown, strict=True):
-        for axes, (column, label, scale) in zip(row, columns, strict=True):
-            axes.set_title(f"budget {budget:g}", loc="left")
-            axes.set_ylabel(label)
-            _whole_epochs(axes, histories)
-            ends[axes] = []
-            for method in block.methods:
-                by_epoch = (
-                    histories[histories["run_key"].isin(runs.get(method, []))]
-                    .groupby("epoch")[column]
-                    .agg(["mean", "min", "max"])
-                    .astype(float)
-                    .dropna()
-                ) * scale
-                if by_epoch.empty:
-                    continue
-                colour = looks[method][0]
-                marker = "o" if len(by_epoch) == 1 else ""
-                axes.plot(by_epoch.index, by_epoch["mean"], color=colour, linewidth=1.5, marker=marker)
-                axes.fill_between(
-                    by_epoch.index, by_epoch["min"], by_epoch["max"], color=colour, alpha=0.15, linewidth=0
-                )
-                ends[axes].append((by_epoch.index[-1], by_epoch["mean"].iloc[-1], method, colour))
-    for axes in panels[-1]:
-        axes.set_xlabel("epoch")
-    for axes, named in ends.items():
-        label_ends(axes, named, height=2.0)
+    axes.set_ylabel(block.label())
+    label_ends(axes, ends, height - 0.6)
     caption = (
-        f"Training loss and validation {block.metric} at the end of each epoch: mean over seeds, band from the lowest "
-        "to the highest seed. The validation metric is that of the network as it stood then."
+        f"The {block.label()} against {label}: means over seeds with the 95 % Student t interval (cut where "
+        f"it leaves the axes), a line through the budgets of a method; {MISSED}: misses a budget."
     )
-    return Drawing("curves", caption, figure)
+    return Drawing(f"{block.split}-vs-{name}", caption, figure)
 
 
-def schedule(block: Block, histories: pd.DataFrame) -> Drawing | None:
-    """Cost by epoch of the growing methods: the target, what was sampled, and the budget."""
-    methods = [method for method in block.methods if is_growing(method) and not block.of(method).empty]
-    if histories.empty or not methods:
-        return None
-    figure = Figure(figsize=(0.9 + 4.0 * len(methods), 3.4), layout="constrained")
-    panels = figure.subplots(1, len(methods), squeeze=False, sharey=True)[0]
-    looks = appearance(block.methods)
-    for axes, method in zip(panels, methods, strict=True):
-        colour = looks[method][0]
-        for budget in sorted(set(block.of(method)["budget"])):
-            axes.axhline(budget, color="#999999", linewidth=0.8, zorder=1)
-            axes.annotate(
-                f"budget {budget:g}",
-                xy=(1.0, budget),
-                xycoords=("axes fraction", "data"),
-                xytext=(3, 0),
-                textcoords="offset points",
-                va="center",
-                color="#666666",
-                fontsize=8,
-                annotation_clip=False,
-            )
-        for _, cell in block.of(method).iterrows():
-            cost = cost_by_epoch(cell, histories)
-            axes.plot(cost.index, cost, color=colour, linewidth=1.3, alpha=0.7, marker=".", markersize=4)
-            run = histories[histories["run_key"] == cell["run_key"]].sort_values("epoch")
-            if "log_target" in run:
-                axes.plot(run["epoch"], run["log_target"].astype(float), color="black", linewidth=1, linestyle=":")
-        axes.plot([], [], color=colour, linewidth=1.3, label="sampled (one line a seed)")
-        axes.plot([], [], color="black", linewidth=1, linestyle=":", label="target")
-        axes.set_title(method, loc="left")
-        axes.set_xlabel("epoch")
-        axes.set_ylim(bottom=0)
-        _whole_epochs(axes, histories)
-        axes.legend(loc="upper left", fontsize=8)
-    top = max(block.of(method)["budget"].max() for method in methods)
-    panels[0].set_ylim(0, max(panels[0].get_ylim()[1], float(top) * 1.35))
-    panels[0].set_ylabel("inference MACs (share of dense)")
-    caption = "Cost of the growing network at the end of each epoch against its target and its budget."
-    return Drawing("budget-schedule", caption, figure)
+def _against(block: Block, method: str, column: str) -> list[tuple[float, float, float]]:
+    """For each budget of a method, by cost: mean cost, mean metric and half-width of its interval."""
+    points = []
+    for budget in sorted(budget for name, budget in block.rows if name == method):
+        cells = block.of(method, budget)
+        costs = block.ratios(method, budget, column) if column == "cpu_s" else cells[column].astype(float)
+        metric = estimate(values_by_seed(cells, block.column) * block.scale)
+        if metric.n and costs.notna().any():
+            points.append((float(costs.mean()), metric.mean, metric.half_width))
+    return sorted(points)
 
 
-def growth(block: Block, method: str, widths: Widths) -> Drawing | None:
-    """Depth, and the width of every layer as a heat map, by epoch: a column for each budget (its first seed)."""
-    cells = block.of(method).sort_values("seed").drop_duplicates("budget").sort_values("budget")
-    dense = list(block.of("dense")["run_key"][:1])
-    seen = widths([*cells["run_key"], *dense])
-    cells = cells[cells["run_key"].isin(seen["run_key"])]
-    if cells.empty:
-        return None
-    full = seen[seen["run_key"].isin(dense)] if seen["run_key"].isin(dense).any() else seen
-    full_width = full.groupby("layer")["width"].max()
-    layers = forward_order(seen)
-    height = max(2.4, 0.9 + 0.15 * len(layers))
-    figure = Figure(figsize=(1.9 + 2.6 * len(cells), 0.9 + height), layout="constrained")
-    sizes = {"height_ratios": [0.9, height]}
-    depths, panels = figure.subplots(2, len(cells), squeeze=False, sharex="col", sharey="row", gridspec_kw=sizes)
-    for depth, axes, (_, cell) in zip(depths, panels, cells.iterrows(), strict=True):
-        run = seen[seen["run_key"] == cell["run_key"]]
-        table = run.pivot(index="layer", columns="epoch", values="width").reindex(layers)
-        shares = table.div(full_width.reindex(layers), axis=0).to_numpy(dtype=float)
-        epochs = table.columns
-        extent = (epochs.min() - 0.5, epochs.max() + 0.5, len(layers) - 0.5, -0.5)
-        axes.set_facecolor("#D9D9D9")
-        image = axes.imshow(
-            np.ma.masked_invalid(shares),
-            aspect="auto",
-            interpolation="nearest",
-            cmap="viridis",
-            vmin=0,
-            vmax=1,
-            extent=extent,
-        )
-        axes.grid(False)
-        depth.plot(epochs, table.notna().sum(), drawstyle="steps-mid")
-        depth.set_ylim(0, 1.1 * len(layers))
-        depth.set_title(f"budget {cell['budget']:g}, seed {cell['seed']}", loc="left")
-        axes.set_xlabel("epoch")
-        _whole_epochs(axes, run)
-        axes.set_yticks(range(len(layers)), layers, fontsize=6.5)
-    depths[0].set_ylabel("layers")
-    figure.colorbar(image, ax=list(panels), label="width (share of full)", shrink=0.8)
-    caption = (
-        f"Growth under {method}: the number of layers, and the output channels of every layer as a share of the dense "
-        "network's, from the input down; grey where a layer is not there."
-    )
-    return Drawing(f"growth-{method}", caption, figure)
-
-
-def forward_order(widths: pd.DataFrame) -> list[str]:
-    """Every layer in forward order, though some epochs lack some: each new layer goes after its predecessor."""
-    order: list[str] = []
-    for _, layers in widths.groupby(["run_key", "epoch"], sort=False)["layer"]:
-        if set(layers) <= set(order):
-            continue
-        at = 0
-        for layer in layers:
-            if layer in order:
-                at = order.index(layer) + 1
-            else:
-                order.insert(at, layer)
-                at += 1
-    return order
-
-
-def _runs(block: Block, budget: float) -> dict[str, list[str]]:
-    """For each method, its runs at a budget; a method that knows no budget is shown with each."""
-    runs = {}
-    for method in block.methods:
-        own = block.of(method)
-        at_budget = own[own["budget"] == budget]
-        without_budget = set(own["budget"]) == {1.0}
-        runs[method] = list((own if without_budget else at_budget)["run_key"])
-    return runs
-
-
-def _means(cells: pd.DataFrame, column: str, scale: float) -> tuple[list[float], list[Estimate]]:
-    """For each budget, the mean of a cost and the estimate of the test metric."""
-    groups = [group for _, group in cells.groupby("budget")]
-    costs = [float(group[column].astype(float).mean()) for group in groups]
-    return costs, [estimate(group["test_metric"] * scale) for group in groups]
-
-
-def limits(points: pd.Series[float], spans: list[float]) -> tuple[float, float]:
+def _limits(points: pd.Series[float], spans: list[float]) -> tuple[float, float]:
     """Limits of an axis: all points, and of the intervals what does not squeeze them (two seeds give huge ones)."""
     low, high = float(points.min()), float(points.max())
     spread = (high - low) or 0.05 * abs(high) or 1.0
     bottom = min(low - 0.1 * spread, max(low - 0.5 * spread, min(spans, default=low) - 0.05 * spread))
     top = max(high + 0.1 * spread, min(high + 0.5 * spread, max(spans, default=high) + 0.05 * spread))
     return bottom, top
-
-
-def _whole_epochs(axes: Axes, histories: pd.DataFrame) -> None:
-    """Ticks at whole epochs only, over the epochs that there are."""
-    last = int(histories["epoch"].max())
-    step = max(1, math.ceil(last / 8))
-    axes.set_xticks([1, *range(step if step > 1 else 2, last + 1, step)])

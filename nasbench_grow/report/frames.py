@@ -15,55 +15,30 @@ from typing import Any
 import pandas as pd
 
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.harness import record
+
+_FLATTENED = ("hardware", "versions")
+_DTYPES = {"text": "object", "object": "object", "whole": "Int64", "number": "float64", "flag": "boolean"}
 
 COLUMNS: dict[str, str] = {
-    "run_key": "object",
-    "method": "object",
-    "task": "object",
-    "backbone": "object",
-    "setup": "object",
-    "budget": "float64",
-    "seed": "Int64",
-    "status": "object",
-    "error": "object",
-    "metric": "object",
-    "val_metric": "float64",
-    "test_metric": "float64",
-    "soft_val_metric": "float64",
-    "params": "Int64",
-    "dense_params": "Int64",
-    "macs": "Int64",
-    "dense_macs": "Int64",
+    **{field: _DTYPES[kind] for field, kind in record.FIELDS.items() if field not in _FLATTENED},
     "macs_share": "float64",
-    "train_macs": "Int64",
-    "dense_train_macs": "Int64",
     "train_macs_share": "float64",
-    "wall_s": "float64",
-    "total_s": "float64",
-    "peak_memory_bytes": "Int64",
-    "latency_ms_batch1": "float64",
-    "latency_ms_batch64": "float64",
-    "epochs": "Int64",
-    "train_samples": "Int64",
-    "profile": "object",
-    "weights_sha256": "object",
-    "code_version": "object",
-    "started_at": "object",
 }
-"""The columns that :func:`load` always gives, with their types. Counts may be missing (a failed cell has none)."""
+"""The columns that :func:`load` always gives, with their types: a record's fields and two shares."""
 
-_IDENTITY = ("run_key", "method", "task", "backbone", "setup", "budget", "seed", "status")
-_FLATTENED = ("hardware", "versions")
+BUDGET_LIMIT = 0.02
+"""Largest accepted distance of the returned network's MACs from the budget, as a share of dense MACs."""
 
-Fault = Callable[[Path, Any], str | None]
-"""Says what is wrong with a file's content, or None."""
+Read = Callable[[Any, str], dict[str, Any]]
+"""Makes of a file's content and its stem what is wanted; raises ValueError with what is wrong."""
 
 _EPOCH_COLUMNS = ("run_key", "epoch", "loss", "learning_rate", "val_metric", "macs", "train_macs", "wall_s")
 _WIDTH_COLUMNS = ("run_key", "epoch", "layer", "width")
 
 
 def load(folder: str | Path = "results") -> pd.DataFrame:
-    """Every recorded cell of a results folder, a row each: finished, failed and diverged ones.
+    """Every recorded cell of a results folder, a row each: finished, failed, diverged and skipped ones.
 
     Columns are those of :data:`COLUMNS`, then ``hardware_*`` and ``versions_*`` (one for each entry) and whatever
     else a record holds. ``macs_share`` and ``train_macs_share`` are shares of the dense network's MACs.
@@ -73,7 +48,7 @@ def load(folder: str | Path = "results") -> pd.DataFrame:
     Raises:
         UserError: the folder does not exist.
     """
-    rows = [_flatten(record) for record in _read_all(folder, "records", _record_fault)]
+    rows = [_flatten(found) for found in _read_all(folder, "records", record.read)]
     frame = pd.DataFrame(rows)
     # reindex also gives a folder without records its columns.
     extra = sorted(set(frame.columns) - set(COLUMNS))
@@ -81,6 +56,7 @@ def load(folder: str | Path = "results") -> pd.DataFrame:
     frame["started_at"] = pd.to_datetime(frame["started_at"], utc=True, errors="coerce", format="ISO8601")
     frame["macs_share"] = _share(frame["macs"], frame["dense_macs"])
     frame["train_macs_share"] = _share(frame["train_macs"], frame["dense_train_macs"])
+    frame["meets_budget"] = frame["meets_budget"].where(frame["schema"] > 1, _met(frame))
     order = ["task", "backbone", "setup", "epochs", "budget", "method", "seed", "run_key"]
     return frame.sort_values(order, ignore_index=True)
 
@@ -120,8 +96,8 @@ def widths(folder: str | Path = "results", run_keys: Collection[str] | None = No
     return pd.DataFrame(rows, columns=list(_WIDTH_COLUMNS))
 
 
-def _read_all(folder: str | Path, kind: str, fault: Fault, run_keys: Collection[str] | None = None) -> Iterator[Any]:
-    """The sound JSON objects of ``folder/kind`` (of ``run_keys``, or all); ``fault`` judges them."""
+def _read_all(folder: str | Path, kind: str, read: Read, run_keys: Collection[str] | None = None) -> Iterator[Any]:
+    """What ``read`` makes of the JSON files of ``folder/kind`` (of ``run_keys``, or all); others are warned of."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no results folder {str(folder)!r}; run `nasbench-grow reproduce --results {folder}` first")
@@ -129,66 +105,41 @@ def _read_all(folder: str | Path, kind: str, fault: Fault, run_keys: Collection[
         if run_keys is not None and path.stem not in run_keys:
             continue
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            problem = fault(path, value)
+            value = read(json.loads(path.read_text(encoding="utf-8")), path.stem)
         except (OSError, ValueError) as error:
-            problem = str(error)
-        if problem:
-            warnings.warn(f"skipped damaged file {path}: {problem}", stacklevel=4)
+            warnings.warn(f"skipped damaged file {path}: {error}", stacklevel=4)
         else:
             yield value
 
 
-def _record_fault(path: Path, record: Any) -> str | None:
-    """What keeps ``record`` from being a row, or None."""
-    if not isinstance(record, dict):
-        return "not a JSON object"
-    missing = [name for name in _IDENTITY if record.get(name) is None]
-    if missing:
-        return f"no {', '.join(missing)}"
-    if record["run_key"] != path.stem:
-        return f"holds the record of {record['run_key']!r}"  # a copy would count one run twice
-    for name, dtype in COLUMNS.items():
-        value = record.get(name)
-        if value is not None and not _has_type(value, dtype):
-            return f"{name} is {value!r}"
-    return None
+def _history(value: Any, key: str) -> dict[str, Any]:
+    """The history of cell ``key`` that a JSON file held.
 
-
-def _has_type(value: Any, dtype: str) -> bool:
-    """Whether a JSON value fits a column of :data:`COLUMNS`."""
-    if dtype == "object":
-        return isinstance(value, str)
-    if dtype == "Int64" and isinstance(value, float):
-        return value.is_integer()
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _history_fault(path: Path, history: Any) -> str | None:
-    """What keeps ``history`` from being rows, or None."""
-    if not isinstance(history, dict) or not isinstance(history.get("epochs"), list):
-        return "not a history"
-    if history.get("run_key") != path.stem:
-        return f"holds the history of {history.get('run_key')!r}"
-    if not all(isinstance(epoch, dict) and isinstance(epoch.get("epoch"), int) for epoch in history["epochs"]):
-        return "an epoch without its number"
-    return None
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("epochs"), list):
+        raise ValueError("not a history")
+    if value.get("run_key") != key:
+        raise ValueError(f"holds the history of {value.get('run_key')!r}")
+    if not all(isinstance(epoch, dict) and isinstance(epoch.get("epoch"), int) for epoch in value["epochs"]):
+        raise ValueError("an epoch without its number")
+    return value
 
 
 def _epochs(folder: str | Path, run_keys: Collection[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every epoch of every wanted run, with the run's key."""
-    for history in _read_all(folder, "histories", _history_fault, run_keys):
+    for history in _read_all(folder, "histories", _history, run_keys):
         for epoch in history["epochs"]:
             yield history["run_key"], epoch
 
 
-def _flatten(record: dict[str, Any]) -> dict[str, Any]:
+def _flatten(found: record.Record) -> dict[str, Any]:
     """The record with ``hardware`` and ``versions`` spread over one column an entry."""
-    row = {name: value for name, value in record.items() if name not in _FLATTENED}
+    row = {name: value for name, value in found.items() if name not in _FLATTENED}
     for group in _FLATTENED:
-        entries = record.get(group)
-        if isinstance(entries, dict):
-            row |= {f"{group}_{name}".replace("-", "_"): value for name, value in entries.items()}
+        entries = found[group] or {}
+        row |= {f"{group}_{name}".replace("-", "_"): value for name, value in entries.items()}
     return row
 
 
@@ -197,3 +148,11 @@ def _share(part: pd.Series[Any], whole: pd.Series[Any]) -> pd.Series[float]:
     numerator = part.astype("Float64").to_numpy(dtype="float64", na_value=float("nan"))
     denominator = whole.astype("Float64").to_numpy(dtype="float64", na_value=float("nan"))
     return pd.Series(numerator, index=part.index) / pd.Series(denominator, index=whole.index).replace(0, float("nan"))
+
+
+def _met(frame: pd.DataFrame) -> pd.Series[Any]:
+    """Whether the returned networks meet their budgets, for records that do not say: missing where there is no budget
+    or where it is not one of MACs."""
+    off = (frame["macs_share"] - frame["budget"]).abs()
+    judged = off.notna() & (frame["budget"] < 1) & ~frame["method"].str.contains("cost=time", regex=False)
+    return (off <= BUDGET_LIMIT * (1 + 1e-9)).astype("boolean").where(judged, pd.NA)

@@ -1,4 +1,4 @@
-"""Means and spreads over seeds with their intervals: the only statistics of the report."""
+"""Means over seeds with their intervals, and verdicts on many of them: the only statistics of the report."""
 
 from __future__ import annotations
 
@@ -6,83 +6,48 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from scipy.special import fdtri, stdtrit
+from scipy.special import stdtr, stdtrit
 
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over ``n`` seeds with the half-width of its interval (NaN for fewer than two seeds)."""
+    """A mean over ``n`` seeds with the half-width of its interval and the two-sided p-value of a mean of zero (both
+    NaN for fewer than two seeds)."""
 
     n: int
     mean: float
     half_width: float
-
-    @property
-    def low(self) -> float:
-        """Lower end of the interval."""
-        return self.mean - self.half_width
-
-    @property
-    def high(self) -> float:
-        """Upper end of the interval."""
-        return self.mean + self.half_width
+    p: float
 
     @property
     def excludes_zero(self) -> bool:
         """Whether zero lies outside the interval; False without an interval."""
-        return abs(self.mean) > self.half_width
+        return self.p < 1 - CONFIDENCE
 
 
 def estimate(values: Iterable[float]) -> Estimate:
-    """Mean and two-sided Student t interval at :data:`CONFIDENCE`; missing values (NaN) are left out.
+    """Mean with Student t interval at :data:`CONFIDENCE` and t test; missing values (NaN) are left out.
 
     The half-width is ``t(n - 1) * s / sqrt(n)`` with the sample standard deviation ``s``.
     """
     known = [float(value) for value in values if not math.isnan(value)]
     n = len(known)
-    if n == 0:
-        return Estimate(0, math.nan, math.nan)
-    mean = math.fsum(known) / n
-    if n == 1:
-        return Estimate(1, mean, math.nan)
-    quantile = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
-    return Estimate(n, mean, quantile * deviation(known) / math.sqrt(n))
+    mean = math.fsum(known) / n if n else math.nan
+    if n < 2:
+        return Estimate(n, mean, math.nan, math.nan)
+    error = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (n - 1) / n)
+    t = abs(mean) / error if error else math.inf if mean else 0.0
+    return Estimate(n, mean, float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * error, 2 * float(stdtr(n - 1, -t)))
 
 
-def deviation(values: Iterable[float]) -> float:
-    """The sample standard deviation; NaN for fewer than two known values."""
-    known = [float(value) for value in values if not math.isnan(value)]
-    if len(known) < 2:
-        return math.nan
-    mean = math.fsum(known) / len(known)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1))
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """How many times as large something is, with the ends of its interval (all NaN where it is not defined)."""
-
-    value: float
-    low: float
-    high: float
-
-
-def spread_ratio(values: Iterable[float], reference: Iterable[float]) -> Ratio:
-    """Standard deviation of ``values`` as a multiple of that of ``reference``, with its interval at :data:`CONFIDENCE`.
-
-    The interval is that of two independent normal samples: the ratio of the variances over that of the populations
-    follows the F distribution. Missing values (NaN) are left out.
-    """
-    mine = [value for value in values if not math.isnan(value)]
-    others = [value for value in reference if not math.isnan(value)]
-    below = deviation(others)
-    if math.isnan(deviation(mine)) or math.isnan(below) or below == 0:
-        return Ratio(math.nan, math.nan, math.nan)
-    ratio = deviation(mine) / below
-    low, high = (
-        ratio / math.sqrt(float(fdtri(len(mine) - 1, len(others) - 1, share)))
-        for share in ((1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2)
-    )
-    return Ratio(ratio, low, high)
+def holm(ps: Iterable[float]) -> list[float]:
+    """The p-values adjusted by Holm: those below ``1 - CONFIDENCE`` hold for all together; NaN stays NaN."""
+    ps = list(ps)
+    order = sorted((at for at, p in enumerate(ps) if not math.isnan(p)), key=lambda at: ps[at])
+    adjusted, largest = [math.nan] * len(ps), 0.0
+    for rank, at in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * ps[at]))
+        adjusted[at] = largest
+    return adjusted

@@ -1,7 +1,7 @@
 """The tables of the report: comparison of the methods, paired differences, requirements on growing.
 
 A :class:`Table` carries its numbers twice: ``data`` is tidy and unrounded (for CSV), ``parts`` are rounded text, one
-for each protocol (for Markdown and LaTeX). Every number is computed from the records.
+for each block (for Markdown and LaTeX). Every number is computed from the records.
 """
 
 from __future__ import annotations
@@ -12,41 +12,37 @@ from typing import Any
 
 import pandas as pd
 
-from nasbench_grow.contract import settings as variants
-from nasbench_grow.report.pairs import differences, pair, pair_text
-from nasbench_grow.report.protocol import PROTOCOL, Block, is_growing, largest_step, paid
-from nasbench_grow.report.statistics import estimate
-from nasbench_grow.report.wording import MINUS, NOTHING, TIMES, floats, number, with_interval
+from nasbench_grow.report.block import PROTOCOL, Block, base, by_epoch, commits, values_by_seed
+from nasbench_grow.report.frames import BUDGET_LIMIT
+from nasbench_grow.report.statistics import CONFIDENCE, estimate, holm
+from nasbench_grow.report.wording import MINUS, MISSED, NOTHING, TIMES, floats, listed, number, with_interval
 
-BUDGET_LIMIT = 0.02
-"""Largest accepted distance of the returned network's MACs from the budget, as a share of dense MACs."""
+REFERENCE = "grow"
+"""What every other method is compared with, seed by seed."""
 COMMITMENT_LIMIT = 0.002
 """Largest accepted distance in the validation metric between the last sampled and the returned network."""
 STEP_LIMIT = 0.25
 """Largest accepted change of the cost by one restructuring, as a share of dense MACs."""
 
-REFERENCE = "grow"
-_PROTOCOL = (*PROTOCOL, "metric")
+_PROTOCOL = (*PROTOCOL, "comparison_key", "metric")
 _MEANS = (
-    "val_metric",
-    "macs",
-    "macs_share",
-    "params",
-    "train_macs",
-    "train_macs_share",
-    "wall_s",
-    "latency_ms_batch1",
-    "latency_ms_batch64",
-    "peak_memory_bytes",
+    *("params", "macs", "macs_share", "train_macs", "train_macs_share", "wall_s", "cpu_s", "search_s", "total_s"),
+    *("peak_memory_bytes", "latency_ms_batch1", "latency_ms_batch64"),
 )
+_PARTS = ("search", "source", "calibration")
+"""What is billed within the training MACs besides the training of the returned network."""
+_TIMES = {"wall_s": "training time", "cpu_s": "CPU time of training"}
+_BATCHES = (1, 64)
+_ALWAYS = 3
+"""The first columns of the comparison stand even where they are empty: budget, method, seeds."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One protocol's share of a table, as rounded text; ``note`` says how its rows are computed."""
+    """One block's share of a table, as rounded text; each of the notes is a line below it."""
 
     block: Block
-    note: str
+    notes: list[str]
     rows: pd.DataFrame
 
 
@@ -64,46 +60,235 @@ def comparison(blocks: list[Block]) -> Table:
     """A row for each method and budget: metric with its interval over seeds, and every cost."""
     data, parts = [], []
     for block in blocks:
-        rows = [compare(block, method, budget) for method, budget in _method_budgets(block)]
-        for row in rows:
-            row["wall_share"] = time_share(block.of(row["method"], row["budget"]), block.of("dense"))
+        rows = [compare(block, method, budget) for method, budget in block.rows]
+        texts = pd.DataFrame([_comparison_text(block, row) for row in rows])
+        empty = [name for name in texts.columns[_ALWAYS:] if (texts[name] == NOTHING).all()]
         data += rows
-        note = (
-            "Means over seeds; ± is the 95 % Student t interval of the mean; shares are of the dense network's MACs; "
-            "training time does not include evaluation, and is not compared where the number of threads was another."
-        )
-        parts.append(Part(block, note, pd.DataFrame([_comparison_text(block, row) for row in rows])))
+        notes = [*_comparison_notes(block, rows), *_marks(block, {row["method"] for row in rows})]
+        parts.append(Part(block, notes, texts.drop(columns=empty)))
     return Table("comparison", "Comparison of the methods", pd.DataFrame(data), parts)
 
 
-def paired(blocks: list[Block]) -> Table:
-    """A row for each budget and pair of methods: the test metric of ``grow``, or of a variant of it, minus that of the
-    other method, paired by seed."""
-    columns = [*_PROTOCOL, "budget", "reference", "method", "n", "difference", "half_width", "low", "high"]
+def compare(block: Block, method: str, budget: float) -> dict[str, Any]:
+    """One row of the comparison, unrounded."""
+    all_cells = block.cells[(block.cells["method"] == method) & (block.cells["budget"] == budget)]
+    finished = block.of(method, budget)
+    row: dict[str, Any] = {
+        **_protocol(block),
+        "budget": budget,
+        "method": method,
+        "family": block.families[method],
+        "cells": len(all_cells),
+        "finished": len(finished),
+        **{status: int((all_cells["status"] == status).sum()) for status in ("failed", "diverged", "skipped")},
+        "missed_budget": block.missed(method, budget),
+    }
+    for column in dict.fromkeys((block.column, "val_metric")):
+        found = estimate(floats(finished[column]))
+        row |= {column: found.mean, f"{column}_half_width": found.half_width}
+    row |= {column: estimate(floats(finished[column])).mean for column in _MEANS}
+    dense_training = pd.Series(list(floats(finished["dense_train_macs"])), dtype=float)
+    for part in _PARTS:
+        billed = pd.Series(list(floats(finished[f"{part}_macs"])), dtype=float)
+        row[f"{part}_macs_share"] = estimate(billed / dense_training).mean
+    for column in (*_TIMES, "peak_memory_bytes"):
+        found = estimate(block.ratios(method, budget, column))
+        row |= {f"{column}_ratio": found.mean, f"{column}_ratio_half_width": found.half_width}
+    for batch in _BATCHES:
+        row |= _latency(finished, batch)
+    return row | {"commits": commits(all_cells)}
+
+
+def _latency(finished: pd.DataFrame, batch: int) -> dict[str, float]:
+    """Latency over the dense network's: mean and interval over seeds; of one seed, the interval that was measured."""
+    found = estimate(floats(finished[f"latency_ratio_batch{batch}"]))
+    low, high = found.mean - found.half_width, found.mean + found.half_width
+    if found.n == 1:
+        low, high = (estimate(floats(finished[f"latency_ratio_{end}_batch{batch}"])).mean for end in ("low", "high"))
+    name = "latency_ratio"
+    return {f"{name}_batch{batch}": found.mean, f"{name}_low_batch{batch}": low, f"{name}_high_batch{batch}": high}
+
+
+def _comparison_text(block: Block, row: dict[str, Any]) -> dict[str, str]:
+    """One row of the comparison for reading."""
+    splits = dict.fromkeys((block.split, "val"))
+    metrics = {
+        block.label(split): with_interval(row[f"{split}_metric"], row[f"{split}_metric_half_width"], block.scale)
+        for split in splits
+    }
+    shares = {part: row[f"{part}_macs_share"] for part in _PARTS}
+    latencies = {
+        f"latency, batch {batch} ({TIMES} dense)": NOTHING
+        if math.isnan(row[f"latency_ratio_batch{batch}"])
+        else f"{row[f'latency_ratio_batch{batch}']:.2f} ({number(row[f'latency_ratio_low_batch{batch}'], 2)} to "
+        f"{number(row[f'latency_ratio_high_batch{batch}'], 2)})"
+        for batch in _BATCHES
+    }
+    return {
+        "budget": f"{row['budget']:g}",
+        "method": named(block, row["method"], row["budget"]),
+        "seeds": _seeds(row),
+        **metrics,
+        "MACs share": number(row["macs_share"], 3),
+        "params (k)": number(row["params"] / 1e3, 1),
+        "training MACs share": number(row["train_macs_share"], 3),
+        **{f"of which {part}": number(share, 3) if share > 0 else NOTHING for part, share in shares.items()},
+        **{
+            f"{head} ({TIMES} dense)": with_interval(row[f"{column}_ratio"], row[f"{column}_ratio_half_width"])
+            for column, head in _TIMES.items()
+        },
+        **latencies,
+    }
+
+
+def named(block: Block, method: str, budget: float) -> str:
+    """The method, marked where one of its networks misses the budget."""
+    return f"{method} {MISSED}" if block.missed(method, budget) else method
+
+
+def _seeds(row: dict[str, Any]) -> str:
+    """``3``; ``2 of 3, 1 failed`` where not every cell ended well; ``skipped``."""
+    tried = row["cells"] - row["skipped"]
+    bad = [f"{row[status]} {status}" for status in ("failed", "diverged") if row[status]]
+    if not tried:
+        return "skipped"
+    return ", ".join([f"{row['finished']} of {tried}", *bad]) if bad else str(row["finished"])
+
+
+def _comparison_notes(block: Block, rows: list[dict[str, Any]]) -> list[str]:
+    """How the numbers are computed, and what is not in the table."""
+    notes = [
+        "Means over seeds; ± is the 95 % Student t interval of the mean. The metric is that of the network returned. "
+        "MACs shares are of the dense network's MACs, training MACs shares of training it; training time, without "
+        "evaluation, is over that of dense with the same seed, and stands only where all of these cells and all "
+        "dense ones ran on one machine with equal threads."
+    ]
+    if block.split == "val":
+        notes.append(
+            "Validation only: this folder holds several settings of one method, which is a choice; test is kept for "
+            "what is chosen."
+        )
+    skipped = block.cells[block.cells["status"] == "skipped"].drop_duplicates(["method", "error"])
+    if len(skipped):
+        reasons = [f"{cell['method']} ({cell['error'] or 'no reason given'})" for _, cell in skipped.iterrows()]
+        notes.append(f"Skipped: {'; '.join(reasons)}.")
+    old = block.left_out.groupby(["method", "budget"])
+    if len(old):
+        left = [f"{method} at {budget:g}, {len(cells)} from {commits(cells)}" for (method, budget), cells in old]
+        notes.append(f"Left out, as settings or version of the method were others: {'; '.join(left)}.")
+    dirty = sorted({row["method"] for row in rows if "-dirty" in row["commits"]})
+    if dirty:
+        notes.append(f"From uncommitted changes, so nobody can run them again: {listed(dirty)}.")
+    return notes
+
+
+def _marks(block: Block, methods: set[str]) -> list[str]:
+    """The footnotes that rows of these methods need."""
+    notes = []
+    if any(block.missed(method, budget) for method, budget in block.rows if method in methods):
+        notes.append(
+            f"{MISSED}: a returned network misses the budget by more than {BUDGET_LIMIT} of the dense MACs; such rows "
+            "are in no paired comparison."
+        )
+    if any(method != base(method) for method in methods):
+        notes.append(
+            "A name with brackets: these settings differ from the method's defaults; all other rows have the defaults "
+            "of their method."
+        )
+    return notes
+
+
+def paired(blocks: list[Block], reference: str = REFERENCE) -> Table:
+    """A row for each budget and other method: how much better the reference is, paired by seed."""
+    columns = [*_PROTOCOL, "split", "budget", "reference", "method", "n", "advantage", "half_width"]
+    columns += ["low", "high", "p", "excludes_zero", "p_holm", "holds_for_all", "better", "commits"]
     data, parts = [], []
     for block in blocks:
-        rows = [row for budget in sorted(set(block.finished["budget"]), reverse=True) for row in _pairs(block, budget)]
+        rows = pairs(block, reference)
         data += rows
         if rows:
-            note = (
-                f"{REFERENCE} (or a variant of it) minus the other method, seed by seed, at the same budget (a method "
-                "without a budget is taken as it is); ± is the 95 % Student t interval of the mean difference."
-            )
-            parts.append(Part(block, note, pd.DataFrame([pair_text(block, row) for row in rows])))
-    frame = pd.DataFrame(data) if data else pd.DataFrame(columns=columns)
-    return Table("paired", f"Paired differences to {REFERENCE}", frame, parts)
+            texts = pd.DataFrame([_pair_text(block, row) for row in rows])
+            methods = {reference, *(row["method"] for row in rows)}
+            notes = [_paired_note(block, rows), *_marks(block, methods)]
+            parts.append(Part(block, notes, texts))
+    return Table("paired", f"{reference} against each other method", pd.DataFrame(data, columns=columns), parts)
 
 
-def _pairs(block: Block, budget: float) -> list[dict[str, Any]]:
-    """``grow`` and its variants against all other methods, each pair once."""
-    references = [method for method in block.methods if variants.split(method)[0] == REFERENCE]
+def pairs(block: Block, reference: str) -> list[dict[str, Any]]:
+    """The reference against every other method that meets its budget, the largest budget first."""
     rows = []
-    for place, reference in enumerate(references):
+    for budget in sorted({budget for _, budget in block.rows}, reverse=True):
         for method in block.methods:
-            by_seed = differences(block, reference, method, budget)
-            if method not in references[: place + 1] and not by_seed.empty:
-                rows.append(pair(block, reference, method, budget, by_seed))
+            at_budget = {name for name, at in block.rows if at == budget}
+            if method == reference or not at_budget & {method, reference}:
+                continue
+            mine, other = block.at(reference, budget), block.at(method, budget)
+            values = advantage(block, mine, other)
+            if len(values) and not block.missed(reference, budget) and not block.missed(method, budget):
+                rows.append(_pair(block, reference, method, budget, values, commits(pd.concat([mine, other]))))
+    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        known = not math.isnan(adjusted)
+        row |= {"p_holm": adjusted, "holds_for_all": adjusted < 1 - CONFIDENCE if known else None}
     return rows
+
+
+def advantage(block: Block, mine: pd.DataFrame, other: pd.DataFrame) -> pd.Series[float]:
+    """By how much the metric of ``mine`` is better than that of ``other``, by seed; below zero where it is worse."""
+    difference = values_by_seed(mine, block.column) - values_by_seed(other, block.column)
+    return difference.dropna() * block.direction
+
+
+def _pair(
+    block: Block, reference: str, method: str, budget: float, values: pd.Series[float], code: str
+) -> dict[str, Any]:
+    """A row on the mean of such differences, unrounded."""
+    found = estimate(values)
+    return {
+        **_protocol(block),
+        "split": block.split,
+        "budget": budget,
+        "reference": reference,
+        "method": method,
+        "n": found.n,
+        "advantage": found.mean,
+        "half_width": found.half_width,
+        "low": found.mean - found.half_width,
+        "high": found.mean + found.half_width,
+        "p": found.p,
+        "excludes_zero": None if math.isnan(found.p) else found.excludes_zero,
+        "better": int((values > 0).sum()),
+        "commits": code,
+    }
+
+
+def _pair_text(block: Block, row: dict[str, Any]) -> dict[str, str]:
+    """Such a row for reading."""
+    return {
+        "budget": f"{row['budget']:g}",
+        "pair": f"{row['reference']} against {row['method']}",
+        "seeds": str(row["n"]),
+        f"better by, {block.step_label}": with_interval(row["advantage"], row["half_width"], block.scale, "+"),
+        "better": f"{row['better']} of {row['n']}",
+        "interval excludes zero": _verdict(row["excludes_zero"]),
+        "holds for all together": _verdict(row["holds_for_all"]),
+    }
+
+
+def _paired_note(block: Block, rows: list[dict[str, Any]]) -> str:
+    """How the table is to be read."""
+    lower = "" if block.direction > 0 else f" (a lower {block.metric} is better)"
+    intervals = sum(not math.isnan(row["p"]) for row in rows)
+    return (
+        f"By how much the first is better than the second, seed by seed{lower}; below zero the second is better. A "
+        "method without a budget is taken as it is. *Better*: seeds where the first is better. ± is the 95 % Student "
+        f"t interval of the mean, each for itself: of the {intervals} in this table one in twenty would exclude zero "
+        "by chance if nothing differed. *Holds for all together*: by Holm's procedure on the same t tests, by which at "
+        "most one in twenty such tables has a wrong *yes* in this column."
+    )
+
+
+def _verdict(value: bool | None) -> str:
+    return NOTHING if value is None else "yes" if value else "no"
 
 
 def requirements(blocks: list[Block], histories: pd.DataFrame) -> Table:
@@ -111,119 +296,50 @@ def requirements(blocks: list[Block], histories: pd.DataFrame) -> Table:
     columns = [*_PROTOCOL, "method", "budget", "seed", "macs_share"]
     data, parts = [], []
     for block in blocks:
-        growing = block.finished[block.finished["method"].isin(filter(is_growing, block.methods))]
-        growing = growing.sort_values(["method", "budget", "seed"])
-        rows = [
-            _require(block, cell, paid(cell, histories), largest_step(cell, histories))
-            for _, cell in growing.iterrows()
-        ]
+        methods = [method for method, family in block.families.items() if family == "growing"]
+        growing = block.finished[block.finished["method"].isin(methods)].sort_values(["method", "budget", "seed"])
+        rows = [_require(block, cell, run) for cell, run in by_epoch(growing, histories)]
         data += rows
         if rows:
             note = (
-                f"Limits: MACs (with cost=time: estimated step time) within {BUDGET_LIMIT} of the budget, "
-                f"{block.metric} of the last sampled network within {COMMITMENT_LIMIT} of the returned one's "
-                f"(validation split), cost never changing by more than {STEP_LIMIT} of the dense one's at once (where "
-                "a method does not log that: within an epoch)."
+                f"Limits: MACs within {BUDGET_LIMIT} of the budget, {block.metric} of the last sampled network within "
+                f"{COMMITMENT_LIMIT} of the returned one's (validation split), cost never changing by more than "
+                f"{STEP_LIMIT} of the dense one's at once (where a method does not log that: within an epoch)."
             )
-            parts.append(Part(block, note, pd.DataFrame([_requirement_text(row) for row in rows])))
+            parts.append(Part(block, [note], pd.DataFrame([_requirement_text(row) for row in rows])))
     frame = pd.DataFrame(data) if data else pd.DataFrame(columns=columns)
     return Table("requirements", "Requirements on growing runs", frame, parts)
 
 
-def protocol_columns(block: Block) -> dict[str, Any]:
-    """The columns that say under which protocol a row was measured."""
-    return {name: getattr(block, name) for name in _PROTOCOL}
-
-
-def _method_budgets(block: Block) -> list[tuple[str, float]]:
-    """Every method and budget with a cell, the largest budget first."""
-    pairs = {
-        (str(method), float(budget))
-        for method, budget in zip(block.cells["method"], block.cells["budget"], strict=True)
-    }
-    return sorted(pairs, key=lambda pair: (-pair[1], block.methods.index(pair[0])))
-
-
-def compare(block: Block, method: str, budget: float) -> dict[str, Any]:
-    """One row of the comparison, unrounded."""
-    all_cells = block.cells[(block.cells["method"] == method) & (block.cells["budget"] == budget)]
-    finished = block.of(method, budget)
-    test = estimate(floats(finished["test_metric"]))
-    row: dict[str, Any] = {
-        **protocol_columns(block),
-        "budget": budget,
-        "method": method,
-        "cells": len(all_cells),
-        "finished": len(finished),
-        "failed": int((all_cells["status"] == "failed").sum()),
-        "diverged": int((all_cells["status"] == "diverged").sum()),
-        "test_metric": test.mean,
-        "test_metric_half_width": test.half_width,
-    }
-    for column in _MEANS:
-        row[column] = estimate(floats(finished[column])).mean
-    row["val_metric_half_width"] = estimate(floats(finished["val_metric"])).half_width
-    return row
-
-
-def time_share(cells: pd.DataFrame, dense: pd.DataFrame) -> float:
-    """Mean training time of some cells over that of the dense ones; NaN where there are none, or where the numbers of
-    threads differ."""
-    if _threads(cells) != _threads(dense):
-        return math.nan
-    return estimate(floats(cells["wall_s"])).mean / estimate(floats(dense["wall_s"])).mean
-
-
-def _threads(cells: pd.DataFrame) -> set[float]:
-    """How many threads the cells were run with; empty where their records do not say."""
-    return set(cells["hardware_threads"].dropna()) if "hardware_threads" in cells else set()
-
-
-def _comparison_text(block: Block, row: dict[str, Any]) -> dict[str, str]:
-    """One row of the comparison for reading."""
-    scale = block.scale
-    return {
-        "budget": f"{row['budget']:g}",
-        "method": row["method"],
-        "seeds": seeds_text(row),
-        f"test {block.metric_label}": with_interval(row["test_metric"], row["test_metric_half_width"], scale),
-        f"val {block.metric_label}": with_interval(row["val_metric"], row["val_metric_half_width"], scale),
-        "MACs share": number(row["macs_share"], 3),
-        "MACs (M)": number(row["macs"] / 1e6, 2),
-        "params (k)": number(row["params"] / 1e3, 1),
-        "training MACs share": number(row["train_macs_share"], 3),
-        "training (s)": number(row["wall_s"], 1),
-        f"training time ({TIMES} dense)": number(row["wall_share"], 2),
-        "latency, batch 1 (ms)": number(row["latency_ms_batch1"], 2),
-        "latency, batch 64 (ms)": number(row["latency_ms_batch64"], 1),
-        "peak memory (MiB)": number(row["peak_memory_bytes"] / 2**20, 0),
-    }
-
-
-def seeds_text(row: dict[str, Any]) -> str:
-    """``3``, or ``2 of 3, 1 failed`` where not every cell ended well."""
-    bad = [f"{row[status]} {status}" for status in ("failed", "diverged") if row[status]]
-    return ", ".join([f"{row['finished']} of {row['cells']}", *bad]) if bad else str(row["finished"])
-
-
-def _require(block: Block, cell: pd.Series[Any], cost: float, largest: float) -> dict[str, Any]:
+def _require(block: Block, cell: pd.Series[Any], run: pd.DataFrame) -> dict[str, Any]:
     """One row of the requirements, unrounded; a check without its figure is missing, neither passed nor failed."""
-    off_budget = abs(cost - cell["budget"])
-    commitment = abs(cell["soft_val_metric"] - cell["val_metric"])
+    soft_minus_hard = cell["soft_val_metric"] - cell["val_metric"]
+    largest = largest_step(run)
     return {
-        **protocol_columns(block),
+        **_protocol(block),
         "method": cell["method"],
         "budget": cell["budget"],
         "seed": int(cell["seed"]),
         "macs_share": cell["macs_share"],
-        "off_budget": off_budget,
-        "meets_budget": _within(off_budget, BUDGET_LIMIT),
-        "soft_minus_hard": cell["soft_val_metric"] - cell["val_metric"],
-        "commits": _within(commitment, COMMITMENT_LIMIT),
+        "off_budget": abs(cell["macs_share"] - cell["budget"]),
+        "meets_budget": None if pd.isna(cell["meets_budget"]) else bool(cell["meets_budget"]),
+        "soft_minus_hard": soft_minus_hard,
+        "commits": _within(abs(soft_minus_hard), COMMITMENT_LIMIT),
         "largest_step": largest,
         "grows_gradually": _within(largest, STEP_LIMIT),
         "train_macs_share": cell["train_macs_share"],
     }
+
+
+def largest_step(run: pd.DataFrame) -> float:
+    """The largest change of a run's cost by one restructuring, as a share of the dense MACs; NaN where unknown.
+
+    This is what the method logs as ``largest_step``. A method that does not log it is judged by the net change over
+    whole epochs, the first one from nothing, as a seed costs next to nothing.
+    """
+    if "log_largest_step" in run and run["log_largest_step"].notna().any():
+        return float(run["log_largest_step"].astype(float).max())
+    return float(run["cost"].diff().fillna(run["cost"]).abs().max())
 
 
 def _requirement_text(row: dict[str, Any]) -> dict[str, str]:
@@ -248,3 +364,8 @@ def _within(value: float, limit: float) -> bool | None:
 def _judged(value: float, kept: bool | None, digits: int) -> str:
     """A figure with its verdict, e.g. ``0.004 pass``."""
     return NOTHING if kept is None else f"{number(value, digits)} {'pass' if kept else 'FAIL'}"
+
+
+def _protocol(block: Block) -> dict[str, Any]:
+    """The columns that say under which protocol a row was measured."""
+    return {name: getattr(block, name) for name in _PROTOCOL}

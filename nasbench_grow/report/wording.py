@@ -11,9 +11,11 @@ import pandas as pd
 NOTHING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
+MISSED = "\N{BALLOT X}"
+"""Marks a network that misses its budget."""
 
 
-def with_interval(mean: float, half_width: float, scale: float, sign: str = "") -> str:
+def with_interval(mean: float, half_width: float, scale: float = 1.0, sign: str = "") -> str:
     """``61.20 ± 1.30``; the interval is a dash where there is none."""
     if math.isnan(mean):
         return NOTHING
@@ -28,3 +30,9 @@ def number(value: float, digits: int) -> str:
 def floats(column: pd.Series[Any]) -> Iterable[float]:
     """A column as plain floats, NaN where a value is missing."""
     return column.astype("Float64").to_numpy(dtype="float64", na_value=math.nan)
+
+
+def listed(values: Iterable[Any]) -> str:
+    """The distinct values as text, in order of appearance, missing ones left out."""
+    found = dict.fromkeys(value for value in values if not pd.isna(value))
+    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in found)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from nasbench_grow.base import blocks
 from nasbench_grow.base.errors import UserError, unknown
 from nasbench_grow.dev.bench import (
     compiling,
@@ -129,8 +130,9 @@ def _keep(result: record.Record, tables: str, out: Path, page: Path | None) -> N
         figure.save(figure.draw(result), out / f"{place}.png")
     if page is not None and page.exists():
         text = page.read_text(encoding="utf-8")
-        if place == result["part"] or record.begins(place) in text:
-            record.write(page, record.embed(text, place, tables))
+        name = record.block(place)
+        if place == result["part"] or name in blocks.names(text, "bench"):
+            record.write(page, blocks.fill(text, {name: tables}))
 
 
 def _parser() -> argparse.ArgumentParser:

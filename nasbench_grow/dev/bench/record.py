@@ -121,22 +121,6 @@ def place(record: Record) -> str:
     return record["part"] if setup == DEFAULT_SETUP else f"{setup}/{record['part']}"
 
 
-def begins(part: str) -> str:
-    """The marker that opens the place of a part on the page."""
-    return f"<!-- bench:{part} -->"
-
-
-def embed(document: str, part: str, tables: str) -> str:
-    """``document`` with what stands between the markers of ``part`` replaced by ``tables``.
-
-    The markers are ``<!-- bench:PART -->`` and ``<!-- /bench:PART -->``.
-
-    Raises:
-        UserError: the document has no such markers.
-    """
-    begin, end = begins(part), f"<!-- /bench:{part} -->"
-    head, found, rest = document.partition(begin)
-    _, closed, tail = rest.partition(end)
-    if not (found and closed):
-        raise UserError(f"the document has no place for {part!r}: write the lines {begin} and {end} where it belongs")
-    return f"{head}{begin}\n\n{tables.strip()}\n\n{end}{tail}"
+def block(place: str) -> str:
+    """The name of a place's block on a page."""
+    return f"bench:{place}"

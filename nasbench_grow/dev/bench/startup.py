@@ -82,7 +82,14 @@ def tables(record: Record) -> str:
 
 
 def _cells(count: int) -> list[Cell]:
-    grid = Grid(("digits",), ("cifar_resnet20",), (0.5,), tuple(range(count)), epochs=160, methods=("grow",))
+    grid = Grid(
+        methods=("grow",),
+        tasks=("digits",),
+        backbones=("cifar_resnet20",),
+        budgets=(0.5,),
+        seeds=tuple(range(count)),
+        epochs=160,
+    )
     return cells_of(Profile("startup", "cells of one method that differ in their seeds", (grid,)))
 
 

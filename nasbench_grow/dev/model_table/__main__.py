@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nasbench_grow.base import blocks
 from nasbench_grow.base.errors import UserError, unknown
-from nasbench_grow.dev.bench.record import embed, write
+from nasbench_grow.dev.bench.record import block, write
 from nasbench_grow.dev.model_table import entries, page, runner
 
 _EPILOG = """\
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             again=arguments.again,
         )
         text = arguments.page.read_text(encoding="utf-8")
-        write(arguments.page, embed(text, "models", page.tables(runner.load(arguments.out, known), len(known))))
+        tables = page.tables(runner.load(arguments.out, known), len(known))
+        write(arguments.page, blocks.fill(text, {block("models"): tables}))
     except UserError as error:
         print(f"model_table: error: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,154 @@
+"""The figures that show how training went, drawn from the histories without a display."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from nasbench_grow.report.block import Block, by_epoch
+from nasbench_grow.report.figures import Drawing, Looks
+from nasbench_grow.report.style import LABEL_INCHES, Look, label_ends
+from nasbench_grow.report.tables import named
+from nasbench_grow.report.wording import MISSED
+
+Widths = Callable[[list[str]], pd.DataFrame]
+"""Gives the widths of every layer and epoch of some runs, as :func:`nasbench_grow.report.frames.widths`."""
+
+_TOGETHER = 10
+"""So many methods share a panel of curves; more are drawn family by family."""
+
+
+def draw(block: Block, looks: Looks, histories: pd.DataFrame, widths: Widths) -> list[Drawing]:
+    """Every figure that the histories of a block's cells allow."""
+    mine = histories[histories["run_key"].isin(block.finished["run_key"])]
+    if mine.empty:
+        return []
+    growing = [name for name, family in block.families.items() if family == "growing" and not block.of(name).empty]
+    grown = [growth(block, method, mine, widths) for method in growing]
+    return [curves(block, looks, mine), *(drawing for drawing in grown if drawing is not None)]
+
+
+def curves(block: Block, looks: Looks, histories: pd.DataFrame) -> Drawing:
+    """Training loss and validation metric by epoch, a row of panels for each budget, and family where methods are many.
+
+    Methods without a budget stand in each row of their family, dense in every row.
+    """
+    groups = {"": block.methods}
+    if len(block.methods) > _TOGETHER:
+        groups = {
+            f", {family or 'other'}": [
+                name for name in block.methods if block.families[name] == family or name == "dense"
+            ]
+            for family in dict.fromkeys(block.families.values())
+        }
+    shown = [(budget, *group) for budget in block.budgets or [1.0] for group in groups.items()]
+    height = max(2.2, LABEL_INCHES * max(len(methods) for *_, methods in shown))
+    figure = Figure(figsize=(10.5, len(shown) * (height + 0.5)), layout="constrained")
+    panels = figure.subplots(len(shown), 2, squeeze=False, sharex=True, sharey="col")
+    columns = (("loss", "training loss", 1.0), ("val_metric", block.label("val"), block.scale))
+    ends: dict[Axes, list[tuple[float, float, str, Look]]] = {}
+    for row, (budget, group, methods) in zip(panels, shown, strict=True):
+        for axes, (column, label, scale) in zip(row, columns, strict=True):
+            axes.set_title(f"budget {budget:g}{group}", loc="left")
+            axes.set_ylabel(label)
+            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+            ends[axes] = []
+            for place, method in enumerate(methods):
+                runs = histories[histories["run_key"].isin(block.at(method, budget)["run_key"])]
+                found = runs.groupby("epoch")[column].agg(["mean", "min", "max"]).astype(float).dropna() * scale
+                if not found.empty:
+                    _curve(axes, found, looks[method], place)
+                    ends[axes].append(
+                        (found.index[-1], found["mean"].iloc[-1], named(block, method, budget), looks[method])
+                    )
+    for axes in panels[-1]:
+        axes.set_xlabel("epoch")
+    for axes, placed in ends.items():
+        label_ends(axes, placed, height)
+    caption = (
+        f"Training loss and validation {block.metric} at the end of each epoch: mean over seeds, band from the lowest "
+        f"to the highest seed; {MISSED}: misses the budget. The validation metric is that of the network as it stood."
+    )
+    return Drawing("curves", caption, figure)
+
+
+def _curve(axes: Axes, found: pd.DataFrame, look: Look, place: int) -> None:
+    """The mean with its marker now and then, at other epochs for each place, and the band."""
+    every = max(1, len(found) // 4)
+    axes.plot(
+        found.index,
+        found["mean"],
+        **look.marks,
+        linestyle=look.line,
+        linewidth=1.2,
+        markersize=4,
+        markevery=(place % every, every),
+    )
+    axes.fill_between(found.index, found["min"], found["max"], color=look.colour, alpha=0.08, linewidth=0)
+
+
+def growth(block: Block, method: str, histories: pd.DataFrame, widths: Widths) -> Drawing | None:
+    """The cost against its target, and the width of every layer as a heat map, by epoch: a column for each budget (its
+    first seed)."""
+    cells = block.of(method).sort_values("seed").drop_duplicates("budget").sort_values("budget")
+    dense = list(block.of("dense")["run_key"][:1])
+    seen = widths([*cells["run_key"], *dense])
+    cells = cells[cells["run_key"].isin(seen["run_key"])]
+    if cells.empty:
+        return None
+    full = seen[seen["run_key"].isin(dense)] if seen["run_key"].isin(dense).any() else seen
+    full_width = full.groupby("layer")["width"].max()
+    layers = forward_order(seen)
+    height = max(2.4, 0.9 + 0.15 * len(layers))
+    figure = Figure(figsize=(2.2 + 2.6 * len(cells), 1.3 + height), layout="constrained")
+    sizes = {"height_ratios": [1.3, height]}
+    costs, panels = figure.subplots(2, len(cells), squeeze=False, sharex="col", sharey="row", gridspec_kw=sizes)
+    for axes, panel, (cell, run) in zip(costs, panels, by_epoch(cells, histories), strict=True):
+        table = seen[seen["run_key"] == cell["run_key"]].pivot(index="layer", columns="epoch", values="width")
+        shares = table.reindex(layers).div(full_width.reindex(layers), axis=0).to_numpy(dtype=float)
+        extent = (table.columns.min() - 0.5, table.columns.max() + 0.5, len(layers) - 0.5, -0.5)
+        panel.set_facecolor("#D9D9D9")
+        image = panel.imshow(
+            np.ma.masked_invalid(shares), aspect="auto", interpolation="nearest", vmin=0, vmax=1, extent=extent
+        )
+        panel.grid(False)
+        panel.set_xlabel("epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        panel.set_yticks(range(len(layers)), layers, fontsize=6.5)
+        axes.axhline(cell["budget"], color="#999999", linewidth=0.8)
+        axes.plot(run.index, run["cost"], marker=".")
+        if "log_target" in run:
+            axes.plot(run.index, run["log_target"].astype(float), color="black", linewidth=1, linestyle=":")
+        mark = f" {MISSED}" if block.missed(method, cell["budget"]) else ""
+        axes.set_title(f"budget {cell['budget']:g}{mark}, seed {cell['seed']}", loc="left")
+    costs[0].set_ylim(bottom=0)
+    costs[0].set_ylabel("MACs (share)")
+    figure.colorbar(image, ax=list(panels), label="width (share of full)", shrink=0.8)
+    caption = (
+        f"Growth under {method}. Above: MACs of the network at the end of each epoch (share of the dense one), its "
+        "target (dotted) and its budget (grey). Below: the output channels of every layer as a share of the dense "
+        "network's, from the input down; grey where a layer is not there."
+    )
+    return Drawing(re.sub(r"[^A-Za-z0-9_.-]+", "_", f"growth-{method}").strip("_"), caption, figure)
+
+
+def forward_order(widths: pd.DataFrame) -> list[str]:
+    """Every layer in forward order, though some epochs lack some: each new layer goes after its predecessor."""
+    order: list[str] = []
+    for _, layers in widths.groupby(["run_key", "epoch"], sort=False)["layer"]:
+        if set(layers) <= set(order):
+            continue
+        at = 0
+        for layer in layers:
+            if layer in order:
+                at = order.index(layer) + 1
+            else:
+                order.insert(at, layer)
+                at += 1
+    return order
