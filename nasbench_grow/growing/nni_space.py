@@ -30,8 +30,8 @@ from nasbench_grow.structure.space import ChannelGroup
 from nasbench_grow.structure.subnetwork import extract
 
 Sample = dict[str, Any]
-"""An architecture: the width of each channel group, whether each removable layer is there, and the ``budget``. The width
-of a group inside a layer that is not there does not matter."""
+"""An architecture: the width of each channel group, whether each removable layer is there, and the ``budget``. The
+width of a group inside a layer that is not there does not matter."""
 
 CHOICES = 8
 """A group has at most so many widths to choose from: eighths of its full width, rounded to allowed ones."""
@@ -201,7 +201,7 @@ class Budget(Categorical):
         return self.values[0] if memo is None else self.default(memo)
 
     def grid(self, memo: Sample | None = None, granularity: int | None = None) -> Iterator[float]:
-        """The budget, once; until the next step a memo of the other values is at it, then the grid goes on from those."""
+        """The budget, once. A memo of the other values is at it until the grid goes on, from what they were."""
         if memo is None:
             yield self.values[0]
             return

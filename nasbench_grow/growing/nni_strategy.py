@@ -95,7 +95,7 @@ class GrowingStrategy(Strategy):
         return model_space
 
     def _run(self) -> None:
-        # The model gets the network when that is trained, as NNI's one-shot strategies do it, and this strategy's metric.
+        # As with NNI's one-shot strategies, the model is given the network itself; the metric measures it.
         model = RawFormatModelSpace(self.space, FunctionalEvaluator(self._report))
         for metric in self.metrics:
             model.metrics.add_intermediate(metric)
