@@ -1,23 +1,25 @@
-"""One NNI trial of ``growing.yml``: grows a network with the hyper-parameters that it is given.
+"""One NNI trial of ``growing.yml``: runs the cell of ``grow`` with the settings that it is given.
 
-Without NNI, ``python sweeps/growing_trial.py`` does the same with the default preset.
+Without NNI, ``python sweeps/growing_trial.py`` does the same with the default settings.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+import sys
+from collections.abc import Mapping
+from typing import Any
 
 import nni
-import torch
 
-from nasbench_grow.growing.grower import Grower
-from nasbench_grow.growing.presets import PRESETS, Preset
-from nasbench_grow.harness import registry
+from nasbench_grow.contract.settings import spell
+from nasbench_grow.harness.cell import make_cell
+from nasbench_grow.harness.reproduce import run_one
+from nasbench_grow.harness.store import Record, Store
 
 
-def main() -> None:
-    """Grow, and report the validation metric after every epoch and of the network that is left."""
+def main() -> int:
+    """Run the cell, report its validation metric after every epoch and of the network that is left; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", default="digits")
     parser.add_argument("--backbone", default="cifar_resnet20")
@@ -25,38 +27,33 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--train-samples", type=int)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    chosen = replace(PRESETS["default"], **(nni.get_next_parameter() or {}))
-    nni.report_final_result(grow(chosen, **vars(arguments)))
+    parser.add_argument("--setup", default="cpu")
+    parser.add_argument("--results", default="reproduced/growing", help="folder of the records")
+    arguments = vars(parser.parse_args())
+    record = run(nni.get_next_parameter(), Store(arguments.pop("results")), **arguments)
+    if record["status"] != "ok":
+        print(record["error"], file=sys.stderr)
+        return 1
+    nni.report_final_result(record["val_metric"])
+    return 0
 
 
-def grow(
-    preset: Preset, *, task: str, backbone: str, budget: float, epochs: int, train_samples: int | None, seed: int
-) -> float:
-    """The validation metric of the network grown with ``preset``; reports that of every epoch to NNI."""
-    torch.manual_seed(seed)
-    problem = registry.task(task)()
-    recipe = problem.recipe.for_samples(train_samples)
-    splits = problem.load(torch.device("cpu"), train_samples)
-    steps = splits.train.steps_per_epoch(recipe.batch_size)
-    grower = Grower(
-        registry.build_backbone(backbone, problem),
-        problem.example(),
-        budget=budget,
-        epochs=epochs,
-        steps_per_epoch=steps,
-        loss=problem.loss,
-        optimizer=recipe.optimizer,
-        learning_rate_at=lambda step: recipe.learning_rate_at((step + 1) / (epochs * steps)),
-        preset=preset,
-        granularity=registry.setup("cpu").granularity,
-        seed=seed,
-    )
-    for epoch in range(1, epochs + 1):
-        grower.train(splits.train.epoch(epoch, recipe.batch_size, seed))
-        nni.report_intermediate_result(problem.evaluate(grower.network(), splits.val))
-    return problem.evaluate(grower.finish(), splits.val)
+def run(settings: Mapping[str, Any], store: Store, **arguments: Any) -> Record:
+    """The record of ``grow`` with these settings (those left out are the default's); the finished one if there is one.
+
+    Args:
+        settings: fields of the preset, by name.
+        store: where the record is kept.
+        arguments: the rest of the cell, as for :func:`nasbench_grow.harness.cell.make_cell`.
+    """
+    cell = make_cell(method=spell("grow", settings) if settings else "grow", **arguments)
+    return run_one(cell, store, progress=report_epoch, record_user_errors=True)
+
+
+def report_epoch(entry: dict[str, Any]) -> None:
+    """Tell NNI the validation metric of an epoch."""
+    nni.report_intermediate_result(entry["val_metric"])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

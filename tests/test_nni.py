@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
-from dataclasses import replace
+import sys
 from pathlib import Path
+from typing import Any
 
+import nni
 import pytest
 import yaml
 from cells import small_cell
 from nni_experiments import SWEEPS, run_experiment, stored
 
 from nasbench_grow import results
-from nasbench_grow.growing.presets import PRESETS
+from nasbench_grow.contract.settings import spell
+from nasbench_grow.cost.macs import count_macs
+from nasbench_grow.harness import registry
 from nasbench_grow.harness.store import Store
 
 
@@ -45,15 +50,50 @@ def test_a_trial_runs_first_the_cell_that_its_own_takes_the_architecture_from(tm
     assert giver is not None and store.record(giver.run_key()) is not None
 
 
-def test_growing_sweep_searches_fields_of_the_preset_and_its_trial_runs() -> None:
+def test_growing_sweep_searches_settings_of_grow_and_its_trial_runs_the_cell_that_they_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     search_space = yaml.safe_load((SWEEPS / "growing.yml").read_text())["searchSpace"]
-    lowest, highest = (
-        replace(PRESETS["default"], **{name: range_["_value"][end] for name, range_ in search_space.items()})
-        for end in (0, -1)
-    )
-    assert lowest != highest
-    trial = runpy.run_path(str(SWEEPS / "growing_trial.py"))
-    metric = trial["grow"](
-        lowest, task="digits", backbone="cifar_resnet20", budget=0.5, epochs=1, train_samples=128, seed=0
-    )
-    assert 0 <= metric <= 1
+    lowest, highest = ({name: range_["_value"][end] for name, range_ in search_space.items()} for end in (0, -1))
+    assert registry.method(spell("grow", lowest)).name != registry.method(spell("grow", highest)).name
+
+    intermediate: list[float] = []
+    final: list[float] = []
+    monkeypatch.setattr(nni, "get_next_parameter", lambda: lowest)
+    monkeypatch.setattr(nni, "report_intermediate_result", intermediate.append)
+    monkeypatch.setattr(nni, "report_final_result", final.append)
+    arguments = ["--backbone", "tiny_network", "--epochs", "2", "--train-samples", "128", "--seed", "3"]
+    monkeypatch.setattr(sys, "argv", ["growing_trial.py", *arguments, "--results", str(tmp_path)])
+    main = runpy.run_path(str(SWEEPS / "growing_trial.py"))["main"]
+
+    assert main() == 0
+    frame = results.load(tmp_path)
+    assert list(zip(frame["method"], frame["seed"], frame["epochs"], frame["train_samples"], strict=True)) == [
+        (registry.method(spell("grow", lowest)).name, 3, 2, 128)
+    ]
+    assert (len(intermediate), final) == (2, [frame["val_metric"][0]])
+    assert main() == 0  # of the same settings: the record is there
+    assert (len(intermediate), final) == (2, [frame["val_metric"][0]] * 2)
+
+
+def test_a_growing_trial_whose_cell_fails_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(nni, "get_next_parameter", lambda: {"growth": 0.5})
+    monkeypatch.setattr(sys, "argv", ["growing_trial.py", "--backbone", "no_such", "--results", str(tmp_path)])
+    assert runpy.run_path(str(SWEEPS / "growing_trial.py"))["main"]() == 1
+    assert "unknown backbone 'no_such'" in capsys.readouterr().err
+
+
+def test_what_the_page_shows_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # NNI keeps its experiments there
+    page = (SWEEPS.parent / "docs" / "nni.md").read_text(encoding="utf-8")
+    shown: dict[str, Any] = {}
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(block, shown)
+    dense = count_macs(shown["space"].dense, shown["space"].example)
+    for network in (shown["drawn"], shown["grown"]):
+        assert 0.48 <= count_macs(network, shown["space"].example) / dense <= 0.5
+    assert 0 <= shown["accuracy"](shown["grown"]) <= 1
