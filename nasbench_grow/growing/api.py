@@ -111,7 +111,8 @@ def grow(
         progress: show a progress bar.
 
     Raises:
-        UserError: a bad argument, a model with nothing to grow, or a loss that is no longer finite.
+        UserError: a bad argument, a model with nothing to grow, a loader that gives fewer batches than it has, or a
+            loss that is no longer finite.
     """
     if epochs < 1:
         raise UserError(f"epochs {epochs} is below 1; give the number of passes over the loader")
@@ -133,8 +134,9 @@ def grow(
                 raise UserError("budget_ms needs a cost in seconds, which the paper's masks have not; give a budget")
             settings = replace(settings, cost="time")
             budget = share_of_dense(budget_ms, price(discover(model, example), model).dense_ms)
-    with tqdm(total=epochs * _count_batches(loader), desc="growing", unit="step", disable=not progress) as bar:
-        batches = _Loader(loader, device, bar)
+    count = _count_batches(loader)
+    with tqdm(total=epochs * count, desc="growing", unit="step", disable=not progress) as bar:
+        batches = _Loader(loader, count, device, bar)
         job = Job(
             budget=budget,
             seed=seed,
@@ -148,7 +150,8 @@ def grow(
             price=price,
         )
         run = relaxation.run(job, settings) if isinstance(settings, RelaxationSettings) else scaling.run(job, settings)
-        history, network = _follow(run, example, bar)
+        history, network = _follow(run, bar)
+    network.eval().zero_grad()
     dense_macs = count_macs(dense, example)
     return Grown(
         network=network,
@@ -161,7 +164,7 @@ def grow(
     )
 
 
-def _follow(run: Run, example: Tensor, bar: Any) -> tuple[list[dict[str, Any]], nn.Module]:
+def _follow(run: Run, bar: Any) -> tuple[list[dict[str, Any]], nn.Module]:
     """The history of a run, as it goes on, and the network that it returns."""
     history: list[dict[str, Any]] = []
     while True:
@@ -180,17 +183,18 @@ def _follow(run: Run, example: Tensor, bar: Any) -> tuple[list[dict[str, Any]], 
 class _Loader:
     """A user's loader as a training split."""
 
-    def __init__(self, loader: Iterable[Batch], device: torch.device, bar: Any) -> None:
-        self.loader, self.device, self.bar = loader, device, bar
+    def __init__(self, loader: Iterable[Batch], count: int, device: torch.device, bar: Any) -> None:
+        self.loader, self.count, self.device, self.bar = loader, count, device, bar
         self.samples = 0
         """Inputs handed over so far."""
 
     def __len__(self) -> int:
-        return _count_batches(self.loader)
+        """Batches of a pass: how many samples they hold is not known."""
+        return self.count
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Batches of a pass over the loader."""
-        return _count_batches(self.loader)
+        return self.count
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """The loader's batches, on the model's device."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.contract import Job, Run
+from nasbench_grow.contract import ElasticModel, Job, Run
 from nasbench_grow.growing.growing import Growing, Masks
 from nasbench_grow.structure.space import Space, Structures
 
@@ -53,12 +53,17 @@ class RelaxationSettings:
             raise UserError(f"mask_momentum {self.mask_momentum:g} is out of range: 0 <= mask_momentum < 1")
 
 
-def run(job: Job, settings: RelaxationSettings) -> Run:
-    """Grows a dense backbone by the paper's equations."""
+def begin(job: Job, settings: RelaxationSettings) -> tuple[ElasticModel, Growing]:
+    """The seed of a dense backbone, and what grows it by the paper's equations."""
     model = job.model()
     periods = job.epochs if settings.periods is None else settings.periods
     masks = RelaxedMasks(model.space, settings, job.budget, periods, job.seed, job.example.device)
-    growing = Growing(model, masks, job.total_steps, periods)
+    return model, Growing(model, masks, job.total_steps, periods)
+
+
+def run(job: Job, settings: RelaxationSettings) -> Run:
+    """Grows a dense backbone by the paper's equations."""
+    model, growing = begin(job, settings)
     yield from job.fit(model, growing)
     return growing.finish(model)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.contract import Job, Run, check_share
+from nasbench_grow.contract import ElasticModel, Job, Run, check_share
 from nasbench_grow.growing.growing import CostOf, Growing, Masks
 from nasbench_grow.structure.selection import select
 from nasbench_grow.structure.space import Space, Structures
@@ -92,8 +92,8 @@ class ScalingSettings:
         return 1.0
 
 
-def run(job: Job, settings: ScalingSettings) -> Run:
-    """Grows a dense backbone by schedule."""
+def begin(job: Job, settings: ScalingSettings) -> tuple[ElasticModel, Growing]:
+    """The seed of a dense backbone, and what grows it by schedule."""
     model = job.model()
     cost_of = None
     if settings.cost == "time":
@@ -102,7 +102,12 @@ def run(job: Job, settings: ScalingSettings) -> Run:
         cost_of = job.price(model.space, model.dense)
     granularity = settings.granularity or job.granularity
     masks = ScaledMasks(model.space, settings, job.budget, granularity, job.seed, cost_of)
-    growing = Growing(model, masks, job.total_steps, settings.periods, settings.newborn)
+    return model, Growing(model, masks, job.total_steps, settings.periods, settings.newborn)
+
+
+def run(job: Job, settings: ScalingSettings) -> Run:
+    """Grows a dense backbone by schedule."""
+    model, growing = begin(job, settings)
     yield from job.fit(model, growing)
     return growing.finish(model)
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from nasbench_grow.base.errors import UserError
 from nasbench_grow.cost.macs import count_macs
 from nasbench_grow.structure.discovery import discover
 from nasbench_grow.structure.space import Space
@@ -38,12 +39,17 @@ class ElasticModel:
         optimizer: holds the parameters of ``network``.
         present: the structures of ``network``, shape (structures,), bool; None: nothing was ever removed.
         unchanged: optimizer steps since the structure last changed.
+
+    Raises:
+        UserError: the dense model has no parameters.
     """
 
     def __init__(
         self, dense: nn.Module, example: Tensor, make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     ) -> None:
         self.dense, self.example, self.make_optimizer = dense, example, make_optimizer
+        if next(dense.parameters(), None) is None:
+            raise UserError("this model has no parameters: there is nothing to train; give another one")
         self.network = dense
         self.optimizer = make_optimizer(dense)
         self.present: Tensor | None = None
@@ -73,7 +79,7 @@ class ElasticModel:
 
     @torch.profiler.record_function("restructuring")
     def resize(self, present: Tensor, newborn: Newborn = "initial") -> None:
-        """Makes ``present`` the structures that train from now on.
+        """Makes ``present`` the structures that train from now on; nothing happens if they are.
 
         Args:
             present: shape (structures,), bool; every channel group needs at least one filter.

@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.base.files import write_whole
+from nasbench_grow.base.folders import data_folder
 from nasbench_grow.base.parallel import from_first
-from nasbench_grow.data.cache import data_folder
 from nasbench_grow.structure.space import Axis, Space
 from nasbench_grow.structure.subnetwork import is_channels_last
 
