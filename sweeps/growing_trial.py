@@ -12,10 +12,10 @@ from typing import Any
 
 import nni
 
-from nasbench_grow.contract.settings import spell
 from nasbench_grow.harness.cell import make_cell
+from nasbench_grow.harness.record import Record
 from nasbench_grow.harness.reproduce import run_one
-from nasbench_grow.harness.store import Record, Store
+from nasbench_grow.harness.store import Store
 
 
 def main() -> int:
@@ -42,11 +42,12 @@ def run(settings: Mapping[str, Any], store: Store, **arguments: Any) -> Record:
     """The record of ``grow`` with these settings (those left out are the default's); the finished one if there is one.
 
     Args:
-        settings: fields of the preset, by name.
+        settings: of ``grow``, by name.
         store: where the record is kept.
         arguments: the rest of the cell, as for :func:`nasbench_grow.harness.cell.make_cell`.
     """
-    cell = make_cell(method=spell("grow", settings) if settings else "grow", **arguments)
+    given = ",".join(f"{name}={value}" for name, value in settings.items())
+    cell = make_cell(method=f"grow[{given}]" if given else "grow", **arguments)
     return run_one(cell, store, progress=report_epoch, record_user_errors=True)
 
 

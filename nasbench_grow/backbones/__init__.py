@@ -4,19 +4,17 @@
 >>> network = timm.create_model("cifar_resnet20", num_classes=10, in_chans=3)
 """
 
+import pkgutil
+from importlib import import_module
+
 import timm
 from torch import nn
 
-from nasbench_grow.backbones import (  # noqa: F401  (importing registers)
-    cifar_mobilenet,
-    cifar_resnet,
-    cifar_vgg,
-    cifar_wrn,
-    deeplab,
-    lstm,
-)
 from nasbench_grow.backbones.registering import SUMMARIES
 from nasbench_grow.base.errors import UserError, unknown
+
+for _family in pkgutil.iter_modules(__path__, prefix=f"{__name__}."):
+    import_module(_family.name)  # registers what it defines
 
 __all__ = ["SUMMARIES", "create"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -16,9 +15,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.contract import Batch, DivergedError, Job, Recipe, Run, Split, TrainSplit
+from nasbench_grow.contract import Batch, DivergedError, Job, Recipe, Run
 from nasbench_grow.cost.macs import count_macs
 from nasbench_grow.growing import relaxation, scaling
+from nasbench_grow.growing.own import OwnBatches, OwnRecipe
 from nasbench_grow.growing.relaxation import RelaxationSettings
 from nasbench_grow.growing.scaling import ScalingSettings
 from nasbench_grow.structure.architecture import describe, save
@@ -50,28 +50,6 @@ class Grown:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes weights and architecture to one safetensors file; :func:`nasbench_grow.load` reads it back."""
         return save(self.network, self.architecture, path)
-
-
-@dataclass(frozen=True)
-class _OwnRecipe(Recipe):
-    """A user's optimizer and learning rates in the place of the recipe's."""
-
-    make: Callable[[nn.Module], torch.optim.Optimizer] | None = None
-    rate: Callable[[float], float] | None = None
-    """None: the optimizer's own rates stay."""
-
-    def learning_rate_at(self, progress: float) -> float:
-        """The user's rate; NaN, which is not used, where there is none."""
-        return math.nan if self.rate is None else self.rate(progress)
-
-    def set_rate(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
-        """Sets the user's rate, if there is one."""
-        if self.rate is not None:
-            super().set_rate(optimizer, rate)
-
-    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """The user's optimizer."""
-        return super().optimizer(network) if self.make is None else self.make(network)
 
 
 def grow(
@@ -136,17 +114,25 @@ def grow(
             budget = share_of_dense(budget_ms, price(discover(model, example), model).dense_ms)
     count = _count_batches(loader)
     with tqdm(total=epochs * count, desc="growing", unit="step", disable=not progress) as bar:
-        batches = _Loader(loader, count, device, bar)
+        samples = 0
+
+        def batches(epoch: int) -> Iterator[Batch]:
+            nonlocal samples
+            for inputs, targets in loader:
+                samples += len(inputs)
+                bar.update()
+                yield inputs.to(device), targets.to(device)
+
         job = Job(
             budget=budget,
             seed=seed,
             epochs=epochs,
             granularity=granularity,
             example=example,
-            recipe=_OwnRecipe(make=optimizer, rate=rate),
+            recipe=OwnRecipe(make=optimizer, rate=rate),
             loss=loss,
             build=lambda: model,
-            train=batches,
+            train=OwnBatches(batches, count),
             price=price,
         )
         run = relaxation.run(job, settings) if isinstance(settings, RelaxationSettings) else scaling.run(job, settings)
@@ -159,7 +145,7 @@ def grow(
         macs=count_macs(network, example),
         dense_macs=dense_macs,
         train_macs=job.meter.total,
-        dense_train_macs=3 * dense_macs * batches.samples,
+        dense_train_macs=3 * dense_macs * samples,
         history=history,
     )
 
@@ -178,38 +164,6 @@ def _follow(run: Run, bar: Any) -> tuple[list[dict[str, Any]], nn.Module]:
             {"epoch": len(history) + 1, "loss": stage.loss, **stage.log, "widths": output_channels(stage.network)}
         )
         bar.set_postfix(loss=f"{stage.loss:.3f}", cost=f"{stage.log['cost']:.0%}")
-
-
-class _Loader:
-    """A user's loader as a training split."""
-
-    def __init__(self, loader: Iterable[Batch], count: int, device: torch.device, bar: Any) -> None:
-        self.loader, self.count, self.device, self.bar = loader, count, device, bar
-        self.samples = 0
-        """Inputs handed over so far."""
-
-    def __len__(self) -> int:
-        """Batches of a pass: how many samples they hold is not known."""
-        return self.count
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Batches of a pass over the loader."""
-        return self.count
-
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        """The loader's batches, on the model's device."""
-        for inputs, targets in self.loader:
-            self.samples += len(inputs)
-            self.bar.update()
-            yield inputs.to(self.device), targets.to(self.device)
-
-    def epoch(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
-        """The loader's batches, in its own order."""
-        return self.batches(batch_size)
-
-    def hold_out(self, share: float, batch_size: int = 1) -> tuple[TrainSplit, Split]:
-        """A loader is used whole."""
-        raise UserError("a loader cannot be divided; give this method a task")
 
 
 def _batch_size(loader: Iterable[Batch]) -> int:

@@ -31,10 +31,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.contract.task import Batch
-from nasbench_grow.growing.grower import Grower
+from nasbench_grow.contract import Batch, Job
+from nasbench_grow.growing import scaling
 from nasbench_grow.growing.nni_space import GrowableSpace
-from nasbench_grow.growing.presets import Preset
+from nasbench_grow.growing.own import OwnBatches, OwnRecipe
+from nasbench_grow.growing.scaling import ScalingSettings
 
 
 class GrowingStrategy(Strategy):
@@ -48,8 +49,8 @@ class GrowingStrategy(Strategy):
             every epoch (an intermediate result) and on the network that is left (the final result).
         optimizer: makes an optimizer for a network.
         loss: ``loss(output, target)``, a scalar.
-        learning_rate_at: learning rate of optimizer step 0, 1, ...; None keeps the optimizer's own.
-        preset: ``"default"``, ``"paper"`` or a :class:`~nasbench_grow.growing.presets.Preset`.
+        learning_rate_at: learning rate for the share of the run that is done, in (0, 1]; None: the optimizer's own.
+        settings: of growing; None: the defaults.
         seed: of the sampling.
     """
 
@@ -62,23 +63,23 @@ class GrowingStrategy(Strategy):
         metric: Callable[[nn.Module], float],
         optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
-        learning_rate_at: Callable[[int], float] | None = None,
-        preset: str | Preset = "default",
+        learning_rate_at: Callable[[float], float] | None = None,
+        settings: ScalingSettings | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.batches, self.epochs, self.metric = batches, epochs, metric
+        self.metric, self.settings = metric, settings or ScalingSettings()
         self.metrics: list[float] = []
-        self._state: dict[str, Any] = {}
-        self._make_grower = partial(
-            Grower,
-            epochs=epochs,
-            steps_per_epoch=steps_per_epoch,
-            loss=loss,
-            optimizer=optimizer,
-            learning_rate_at=learning_rate_at,
-            preset=preset,
+        self._journal = _Journal()
+        self._make_job = partial(
+            Job,
             seed=seed,
+            epochs=epochs,
+            recipe=OwnRecipe(make=optimizer, rate=learning_rate_at),
+            loss=loss,
+            train=OwnBatches(batches, steps_per_epoch),
+            storage=self._journal,
+            ambient=_Metrics(self),
         )
 
     def _initialize(self, model_space: ExecutableModelSpace, engine: ExecutionEngine) -> ExecutableModelSpace:
@@ -89,9 +90,6 @@ class GrowingStrategy(Strategy):
                 "with NasExperimentConfig('sequential', 'raw')"
             )
         self.space = space
-        dense = copy.deepcopy(space.dense)
-        self.grower = self._make_grower(dense, space.example, budget=space.budget, granularity=space.granularity)
-        self._remember()
         return model_space
 
     def _run(self) -> None:
@@ -99,14 +97,20 @@ class GrowingStrategy(Strategy):
         model = RawFormatModelSpace(self.space, FunctionalEvaluator(self._report))
         for metric in self.metrics:
             model.metrics.add_intermediate(metric)
-        for epoch in range(len(self.metrics) + 1, self.epochs + 1):
-            self.grower.train(self.batches(epoch))
-            metric = float(self.metric(self.grower.network()))
+        space = self.space
+        job = self._make_job(
+            budget=space.budget,
+            granularity=space.granularity,
+            example=space.example,
+            build=lambda: copy.deepcopy(space.dense),
+        )
+        grown, growing = scaling.begin(job, self.settings)
+        for stage in job.fit(grown, growing):
+            metric = float(self.metric(copy.deepcopy(stage.network)))
             self.engine.dispatch_model_event(IntermediateMetricEvent(model, metric))
             self.metrics.append(metric)
-            self._remember()
-        model.sample = self.space.sample_of(self.grower.masks.harden())
-        model.model_space, model.status = self.grower.finish(), ModelStatus.Frozen
+        model.model_space = growing.finish(grown)
+        model.sample, model.status = space.sample_of(grown.structures), ModelStatus.Frozen
         self.engine.submit_models(model)
         self.engine.wait_models(model)
 
@@ -114,17 +118,41 @@ class GrowingStrategy(Strategy):
         """The final result of the network that is left."""
         nni.report_final_result(float(self.metric(network)))
 
-    def _remember(self) -> None:
-        # A copy, because NNI asks for the state when it is interrupted: in the middle of an epoch.
-        self._state = copy.deepcopy({"metrics": self.metrics, "grower": self.grower.state_dict()})
-
     def state_dict(self) -> dict[str, Any]:
         """The state after the last finished epoch."""
-        return self._state
+        return copy.deepcopy(self._journal.states)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after the epoch that ``state_dict`` was taken at; the arguments must be those of then."""
-        state = copy.deepcopy(state_dict)
-        self.metrics = state["metrics"]
-        self.grower.load_state_dict(state["grower"])
-        self._remember()
+        self._journal.states = copy.deepcopy(state_dict)
+        for state in state_dict.values():
+            self.metrics = list(state["ambient"]["metrics"])
+
+
+class _Journal:
+    """Keeps a run's states in memory, as copies: NNI asks for them where it is interrupted, in the middle of an epoch."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, Any] = {}
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        return copy.deepcopy(self.states.get(name))
+
+    def write(self, name: str, state: dict[str, Any]) -> None:
+        self.states[name] = copy.deepcopy(state)
+
+    def forget(self, prefix: str) -> None:
+        self.states = {name: state for name, state in self.states.items() if not name.startswith(prefix)}
+
+
+class _Metrics:
+    """The metrics of the epochs so far, which are part of a run's state."""
+
+    def __init__(self, strategy: GrowingStrategy) -> None:
+        self.strategy = strategy
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"metrics": list(self.strategy.metrics)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.strategy.metrics = list(state["metrics"])
