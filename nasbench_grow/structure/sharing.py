@@ -80,9 +80,10 @@ class _Path:
     def __init__(self, space: Space, dense: nn.Module, present: Tensor) -> None:
         self.present = present
         self.network = skeleton(space, dense, present)
-        self.modules = [(module, dense.get_submodule(name)) for name, module in self.network.named_modules()]
-        self.parameters = [_Cut(space, present, dense, name) for name, _ in self.network.named_parameters()]
-        buffers = [_Cut(space, present, dense, name) for name, _ in self.network.named_buffers()]
+        holders = dict(dense.named_modules())
+        self.modules = [(module, holders[name]) for name, module in self.network.named_modules()]
+        self.parameters = [_Cut(space, present, holders, name) for name, _ in self.network.named_parameters()]
+        buffers = [_Cut(space, present, holders, name) for name, _ in self.network.named_buffers()]
         self.statistics = [buffer for buffer in buffers if buffer.name in space.shapes]
         made = {parameter.name: torch.empty(parameter.shape, device="meta") for parameter in self.parameters}
         made |= {buffer.name: buffer().clone() for buffer in buffers}
@@ -100,10 +101,10 @@ class _Path:
 class _Cut:
     """What a path takes of one tensor of the dense network."""
 
-    def __init__(self, space: Space, present: Tensor, dense: nn.Module, name: str) -> None:
+    def __init__(self, space: Space, present: Tensor, holders: dict[str, nn.Module], name: str) -> None:
         self.name = name
         path, _, self.key = name.rpartition(".")
-        self.holder = dense.get_submodule(path)
+        self.holder = holders[path]
         tensor = getattr(self.holder, self.key)
         self.shape, self.kept = list(tensor.shape), list[tuple[int, int | Tensor]]()
         for dim, length in enumerate(tensor.shape):
