@@ -130,7 +130,7 @@ class GrowingStrategy(Strategy):
 
 
 class _Journal:
-    """Keeps a run's states in memory, as copies: NNI asks for them where it is interrupted, in the middle of an epoch."""
+    """Keeps a run's states in memory, as copies: NNI asks for them in the middle of an epoch, if interrupted."""
 
     def __init__(self) -> None:
         self.states: dict[str, Any] = {}
