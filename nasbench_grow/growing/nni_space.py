@@ -56,23 +56,25 @@ class GrowableSpace(ModelSpace):
         self.dense, self.example = model, example
         self.budget, self.granularity = budget, granularity
         self.structures = discover(model, example)
-        self._dense_macs = self.structures.macs(self.structures.full())
-        self._check_budget()
+        dense_macs = self.structures.macs(self.structures.full())
+        self._limit = budget * dense_macs
+        self._enough = self._limit - UNUSED * dense_macs
+        self._check_budget(self.structures.macs(self.structures.seed()), dense_macs)
         for group in self.structures.groups:
             self.add_mutable(Width(group, granularity))
         for layer in self.structures.layers:
             self.add_mutable(Categorical([True, False], label=layer.name))
         self.add_mutable(Budget(budget, self.at_budget))  # after all others: it changes their values
 
-    def _check_budget(self) -> None:
+    def _check_budget(self, smallest_macs: int, dense_macs: int) -> None:
         if not self.structures.groups:
             raise UserError("nothing in this model can be grown: no channel group was found; give another model")
         if not 0 < self.budget <= 1:
             raise UserError(
                 f"budget {self.budget:g} is outside (0, 1]; give the share of the dense MACs to keep, e.g. 0.5"
             )
-        smallest = self.structures.macs(self.structures.seed()) / self._dense_macs
-        if self.budget < smallest:
+        if self._limit < smallest_macs:
+            smallest = smallest_macs / dense_macs
             raise UserError(
                 f"budget {self.budget:g} is below what the smallest sub-network costs, {smallest:.4f} of the dense "
                 f"MACs; give a budget between {smallest:.4f} and 1"
@@ -96,7 +98,7 @@ class GrowableSpace(ModelSpace):
         present = self._present(sample)
         while not self._is_at_budget(present):
             scaled = self._scaled(present)
-            if self._macs(scaled) <= self._macs(present) <= self.budget:
+            if self.structures.macs(scaled) <= self.structures.macs(present) <= self._limit:
                 break  # a filter is too large a part of this network to come nearer
             present = scaled
         return self.sample_of(present)
@@ -134,12 +136,8 @@ class GrowableSpace(ModelSpace):
             present[self.structures.filters + index] = sample[layer.name]
         return present
 
-    def _macs(self, present: Tensor) -> float:
-        """Forward MACs as a share of the dense network's."""
-        return self.structures.macs(present) / self._dense_macs
-
     def _is_at_budget(self, present: Tensor) -> bool:
-        return self.budget - UNUSED <= self._macs(present) <= self.budget
+        return self._enough <= self.structures.macs(present) <= self._limit
 
     def _scaled(self, present: Tensor) -> Tensor:
         """Widths in the proportions of ``present`` that cost the budget, and its layers, if they can."""
@@ -152,9 +150,9 @@ class GrowableSpace(ModelSpace):
         keys[there] = 1.0  # before any filter
         widest = present.clone()
         widest[: self.structures.filters] = True
-        if self._macs(widest) < self.budget - UNUSED:
+        if self.structures.macs(widest) < self._enough:
             keys[~widest] = -float(len(self.structures))  # after every filter
-        return select(self.structures, keys, self.budget * self._dense_macs, self.granularity)
+        return select(self.structures, keys, self._limit, self.granularity)
 
 
 class Width(Categorical):
