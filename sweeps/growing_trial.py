@@ -12,6 +12,7 @@ from typing import Any
 
 import nni
 
+from nasbench_grow.base.errors import UserError
 from nasbench_grow.harness.cell import make_cell
 from nasbench_grow.harness.record import Record
 from nasbench_grow.harness.reproduce import run_one
@@ -30,7 +31,11 @@ def main() -> int:
     parser.add_argument("--setup", default="cpu")
     parser.add_argument("--results", default="reproduced/growing", help="folder of the records")
     arguments = vars(parser.parse_args())
-    record = run(nni.get_next_parameter(), Store(arguments.pop("results")), **arguments)
+    try:
+        record = run(nni.get_next_parameter() or {}, Store(arguments.pop("results")), **arguments)
+    except UserError as error:
+        print(f"growing_trial: error: {error}", file=sys.stderr)
+        return 2
     if record["status"] != "ok":
         print(record["error"], file=sys.stderr)
         return 1

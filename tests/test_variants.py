@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import pytest
 from cells import small_cell
+from nasbench_grow.growing.presets import PRESETS
 
 from nasbench_grow import cli, results
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.baselines.grow import Grow
 from nasbench_grow.contract import settings as variants
-from nasbench_grow.growing.presets import PRESETS
 from nasbench_grow.harness import registry
 from nasbench_grow.harness.profiles import Grid, Profile
 from nasbench_grow.harness.reproduce import cells_of

@@ -60,7 +60,7 @@ class Masks(ABC):
         self.dense_cost = self.cost_of(space.full())
         self.present = space.seed(structures)
         self.seed_cost = self.cost
-        _check(budget, space, structures, self.seed_cost)
+        check_budget(budget, space, structures, self.seed_cost)
 
     @property
     def cost(self) -> float:
@@ -184,8 +184,8 @@ class Growing(Callback):
         self.restructured_at, self.largest_step = state["restructured_at"], state["largest_step"]
 
 
-def _check(budget: float, space: Space, structures: Structures, seed_cost: float) -> None:
-    """A budget must be a share of the dense cost that is above what the seed costs."""
+def check_budget(budget: float, space: Space, structures: Structures, seed_cost: float) -> None:
+    """Raise UserError unless a budget is a share of the dense cost, at least ``seed_cost``, what the seed costs."""
     if not space.groups:
         raise UserError("nothing in this model can be grown: no channel group was found; use another backbone")
     if structures == "layers" and not space.layers:

@@ -66,20 +66,6 @@ class GrowableSpace(ModelSpace):
             self.add_mutable(Categorical([True, False], label=layer.name))
         self.add_mutable(Budget(budget, self.at_budget))  # after all others: it changes their values
 
-    def _check_budget(self, smallest_macs: int, dense_macs: int) -> None:
-        if not self.structures.groups:
-            raise UserError("nothing in this model can be grown: no channel group was found; give another model")
-        if not 0 < self.budget <= 1:
-            raise UserError(
-                f"budget {self.budget:g} is outside (0, 1]; give the share of the dense MACs to keep, e.g. 0.5"
-            )
-        if self._limit < smallest_macs:
-            smallest = smallest_macs / dense_macs
-            raise UserError(
-                f"budget {self.budget:g} is below what the smallest sub-network costs, {smallest:.4f} of the dense "
-                f"MACs; give a budget between {smallest:.4f} and 1"
-            )
-
     def sample_of(self, present: Tensor) -> Sample:
         """The sample that says the same as ``present``, shape (structures,), but for which filters of a group it is."""
         sample: Sample = {group.name: int(present[group.structures].sum()) for group in self.structures.groups}
