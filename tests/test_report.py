@@ -22,7 +22,7 @@ from nasbench_grow import cli, report, results
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.harness.cell import make_cell
 from nasbench_grow.harness.profiles import PROFILES, Profile
-from nasbench_grow.report import tables
+from nasbench_grow.report import figures, tables
 from nasbench_grow.report.block import Block, blocks_of
 from nasbench_grow.report.missing import missing
 from nasbench_grow.report.statistics import estimate, holm
@@ -273,6 +273,16 @@ def test_one_seed_run_twice_counts_once_and_the_newer_run_stands(tmp_path: Path)
     new = record("grow", 0.5, 0, run_key="f" * 16, test_metric=0.7, started_at="2026-01-02T00:00:00+00:00")
     data = table_of(write(tmp_path, [old, new]), tables.comparison)
     assert data["cells"].item() == 1 and data["test_metric"].item() == pytest.approx(0.7)
+
+
+def test_figures_mark_a_missed_budget_and_leave_it_out_of_pairs(tmp_path: Path) -> None:
+    cells = [*seeds("grow", [0.6, 0.61]), *seeds("uniform", [0.5, 0.5]), *seeds("l1", [0.5, 0.5], meets_budget=False)]
+    (block,) = blocks(write(tmp_path, cells, with_histories=False))
+    drawn = {drawing.name: drawing.figure for drawing in figures.draw(block, looks(block.families), "grow")}
+    labels = {name: [text.get_text() for text in drawn[name].axes[0].get_yticklabels()] for name in drawn}
+    assert labels["test-by-method"] == ["uniform", f"l1 {MISSED}", "grow"] and labels["paired"] == ["uniform"]
+    named = [text.get_text() for text in drawn["test-vs-inference-macs"].axes[0].texts]
+    assert sorted(named) == ["grow", f"l1 {MISSED}", "uniform"]
 
 
 # --- paired differences ---
@@ -558,8 +568,8 @@ def test_missing_pieces_do_not_break_the_report(tmp_path: Path, records: list[di
 @pytest.mark.usefixtures("unrendered")
 def test_without_histories_there_are_only_the_figures_of_records(tmp_path: Path) -> None:
     write(tmp_path, [record("grow", 0.5, 0), record("dense", 1.0, 0)], with_histories=False)
-    figures = [path.name for path in report.write(tmp_path) if path.parent.name == "figures"]
-    assert {name.split("_")[-1] for name in figures} == {
+    drawn = [path.name for path in report.write(tmp_path) if path.parent.name == "figures"]
+    assert {name.split("_")[-1] for name in drawn} == {
         *(f"test-vs-{cost}.png" for cost in ("inference-macs", "training-macs", "training-time")),
         "test-by-method.png",
         "paired.png",
