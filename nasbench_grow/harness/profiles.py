@@ -12,7 +12,7 @@ __all__ = ["PROFILES", "Grid", "Profile"]
 
 _FEW = ("dense", "uniform", "grow")
 _TABLE = ("dense", "uniform", "random", "l1", "grow")
-_EVERY = (*_TABLE, "grow-paper", "retrain")
+_EVERY = (*_TABLE, "grow-paper", "retrain", "dense_short")
 _SEEDS = (0, 1, 2)
 
 
