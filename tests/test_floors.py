@@ -18,7 +18,7 @@ FLOORS = (
     ("cli", "results"),
     ("dev",),
 )
-"""From the ground up; ``docs/architecture.md`` says what each room is for. Rooms of one floor do not know each other."""
+"""From the ground up, as in ``docs/architecture.md``. Rooms of one floor do not know each other."""
 
 PUBLIC = {"nasbench_grow", "nasbench_grow.contract", "nasbench_grow.growing"}
 """What a method may import: the public names, the contract and, for growing itself, its algorithm."""

@@ -59,7 +59,7 @@ class GrowableSpace(ModelSpace):
         dense_macs = self.structures.macs(self.structures.full())
         self._limit = budget * dense_macs
         self._enough = self._limit - UNUSED * dense_macs
-        self._check_budget(self.structures.macs(self.structures.seed()), dense_macs)
+        check_budget(budget, self.structures, "both", self.structures.macs(self.structures.seed()) / max(dense_macs, 1))
         for group in self.structures.groups:
             self.add_mutable(Width(group, granularity))
         for layer in self.structures.layers:
