@@ -194,7 +194,7 @@ def test_a_sample_of_another_space_is_refused(change: Sample) -> None:
 
 @pytest.mark.parametrize(
     ("model", "budget", "message"),
-    [(chain(), 1.5, "1.5 is outside"), (chain(), 0.001, "smallest sub-network"), (nn.Flatten(), 0.5, "nothing")],
+    [(chain(), 1.5, "1.5 is outside"), (chain(), 0.001, "seed network"), (nn.Flatten(), 0.5, "nothing")],
 )
 def test_a_space_that_cannot_be_had_is_refused(model: nn.Module, budget: float, message: str) -> None:
     with pytest.raises(UserError, match=message):

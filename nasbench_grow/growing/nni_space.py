@@ -24,6 +24,7 @@ from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor, nn
 
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.growing.growing import check_budget
 from nasbench_grow.structure.discovery import discover
 from nasbench_grow.structure.selection import UNUSED, allowed_width, select
 from nasbench_grow.structure.space import ChannelGroup
