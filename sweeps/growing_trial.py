@@ -1,22 +1,25 @@
-"""One NNI trial of ``growing.yml``: grows a network with the hyper-parameters that it is given.
+"""One NNI trial of ``growing.yml``: runs a cell of ``grow`` with the settings that it is given.
 
-Without NNI, ``python sweeps/growing_trial.py`` does the same with the default preset.
+Without NNI, ``python sweeps/growing_trial.py`` does the same with the default settings.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+import sys
+from typing import Any
 
 import nni
-import torch
 
-from nasbench_grow.growing.grower import Grower
-from nasbench_grow.growing.presets import PRESETS, Preset
-from nasbench_grow.harness import registry
+from nasbench_grow.contract.settings import spell
+from nasbench_grow.growing.scaling import ScalingSettings
+from nasbench_grow.harness.cell import make_cell
+from nasbench_grow.harness.record import Record
+from nasbench_grow.harness.reproduce import run_one
+from nasbench_grow.harness.store import Store
 
 
-def main() -> None:
+def main() -> int:
     """Grow, and report the validation metric after every epoch and of the network that is left."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", default="digits")
@@ -25,38 +28,32 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--train-samples", type=int)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    chosen = replace(PRESETS["default"], **(nni.get_next_parameter() or {}))
-    nni.report_final_result(grow(chosen, **vars(arguments)))
+    parser.add_argument("--results", default="reproduced/growing")
+    arguments = vars(parser.parse_args())
+    record = grow(nni.get_next_parameter() or {}, **arguments)
+    if record["status"] != "ok":
+        print(record["error"], file=sys.stderr)
+        return 1
+    nni.report_final_result(record["val_metric"])
+    return 0
 
 
-def grow(
-    preset: Preset, *, task: str, backbone: str, budget: float, epochs: int, train_samples: int | None, seed: int
-) -> float:
-    """The validation metric of the network grown with ``preset``; reports that of every epoch to NNI."""
-    torch.manual_seed(seed)
-    problem = registry.task(task)()
-    recipe = problem.recipe.for_samples(train_samples)
-    splits = problem.load(torch.device("cpu"), train_samples)
-    steps = splits.train.steps_per_epoch(recipe.batch_size)
-    grower = Grower(
-        registry.build_backbone(backbone, problem),
-        problem.example(),
-        budget=budget,
-        epochs=epochs,
-        steps_per_epoch=steps,
-        loss=problem.loss,
-        optimizer=recipe.optimizer,
-        learning_rate_at=lambda step: recipe.learning_rate_at((step + 1) / (epochs * steps)),
-        preset=preset,
-        granularity=registry.setup("cpu").granularity,
-        seed=seed,
-    )
-    for epoch in range(1, epochs + 1):
-        grower.train(splits.train.epoch(epoch, recipe.batch_size, seed))
-        nni.report_intermediate_result(problem.evaluate(grower.network(), splits.val))
-    return problem.evaluate(grower.finish(), splits.val)
+def grow(settings: dict[str, Any], *, results: str, **cell: Any) -> Record:
+    """The record of growing with these settings; tells NNI of every epoch.
+
+    Args:
+        settings: of ``grow``; those left out are at their defaults.
+        results: the results folder.
+        cell: task, backbone, budget, epochs, training samples and seed.
+    """
+    made = make_cell(method=spell("grow", ScalingSettings(**settings)), **cell)
+    return run_one(made, Store(results), progress=report_epoch, record_user_errors=True)
+
+
+def report_epoch(entry: dict[str, Any]) -> None:
+    """Tell NNI the validation metric of an epoch."""
+    nni.report_intermediate_result(entry["val_metric"])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -135,22 +135,6 @@ def activation_bytes(network: nn.Module, example: Tensor) -> float:
     return (many - few) / 2  # without what does not depend on the batch
 
 
-def latency_ms(network: nn.Module, batch: Tensor, *, runs: int = 7) -> float:
-    """Median milliseconds of one forward pass of ``batch``, in eval mode, after two passes to warm up."""
-    was_training = network.training
-    network.eval()
-    times = []
-    with torch.inference_mode():
-        for _ in range(runs + 2):
-            start = time.perf_counter()
-            network(batch)
-            if batch.is_cuda:
-                torch.cuda.synchronize(batch.device)
-            times.append(time.perf_counter() - start)
-    network.train(was_training)
-    return 1000 * statistics.median(times[2:])
-
-
 @dataclass(frozen=True)
 class Latency:
     """How long a forward pass takes, and what share that is of another network's on the same machine at the time."""
@@ -232,21 +216,6 @@ def weights_sha256(network: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def output_channels(network: nn.Module) -> dict[str, int]:
-    """Output channels of every convolution, linear layer, embedding and recurrent layer, by module name."""
-    widths = {}
-    for name, module in network.named_modules():
-        if isinstance(module, nn.modules.conv._ConvNd):
-            widths[name] = module.out_channels
-        elif isinstance(module, nn.Linear):
-            widths[name] = module.out_features
-        elif isinstance(module, nn.Embedding):
-            widths[name] = module.embedding_dim
-        elif isinstance(module, nn.RNNBase):
-            widths[name] = module.hidden_size
-    return widths
 
 
 def _processor() -> str:

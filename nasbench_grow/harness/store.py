@@ -241,7 +241,10 @@ class Checkpoint:
     def forget(self, prefix: str) -> None:
         """Drop every state whose name begins so."""
         for path in self._folder.glob(f"{prefix}*.pt"):
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise _store_error("remove", path, error) from error
 
 
 class ReadOnlyStore(Store):
