@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 from cells import small_cell
+from nasbench_grow.growing.presets import PRESETS
 from nni_experiments import SWEEPS, run_experiment, stored
 
 from nasbench_grow import results
-from nasbench_grow.growing.presets import PRESETS
 from nasbench_grow.harness.store import Store
 
 
