@@ -31,15 +31,15 @@ def macs(backbone: str, task: str) -> int:
 
 @cache
 def fingerprint(backbone: str, task: str) -> str:
-    """A digest of the dense network's definition: its modules' classes, its tensors' shapes, its MACs; empty where it
-    cannot be built or run, as its cells will fail."""
+    """A digest of the dense network's definition: its modules' classes and what they say of themselves, its tensors'
+    shapes, its MACs; empty where it cannot be built or run, as its cells will fail."""
     try:
         cost = macs(backbone, task)
     except UserError:
         return ""
     network = registry.build_backbone(backbone, registry.task(task)())
     parts = [
-        *(f"{name} {type(module).__name__}" for name, module in network.named_modules()),
+        *(f"{name} {type(module).__name__}({module.extra_repr()})" for name, module in network.named_modules()),
         *(f"{name} {tuple(tensor.shape)}" for name, tensor in network.state_dict().items()),
         str(cost),
     ]

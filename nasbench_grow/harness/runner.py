@@ -186,15 +186,15 @@ class Run:
                 with self.meter.running():
                     stage = next(stages)
             except StopIteration as end:
-                self._tell_history()  # of a run that was killed after its last epoch
+                self._keep_history()  # whole, also of a run that was killed after its last epoch
                 self.peak_memory_bytes = max(self.peak_memory_bytes, self.memory.bytes())
                 network: nn.Module = end.value
                 return network
             self.history.append(self._entry(stage))
-            self.store.write_history(self.key, self.history)
-            self._tell_history()
+            self._keep_history()
 
-    def _tell_history(self) -> None:
+    def _keep_history(self) -> None:
+        self.store.write_history(self.key, self.history)
         for entry in self.history[self.told :]:
             self.tell(entry)
         self.told = len(self.history)

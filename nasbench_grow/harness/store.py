@@ -183,7 +183,7 @@ class Store:
         if not self._repair:
             _log.warning("damaged: %s (%s); its cell counts as not run", path, reason)
             return
-        folder = self.root / "damaged" / path.parent.name
+        folder = self.root / "damaged" / path.parent.relative_to(self.root)
         target = folder / path.name
         try:
             folder.mkdir(parents=True, exist_ok=True)
