@@ -26,8 +26,8 @@ class DenseShort(Method):
     def run(self, job: Job) -> Run:
         """Plain training."""
         model = job.model()
-        share = job.source.record["train_macs"] / job.source.record["dense_train_macs"]
-        steps = int(share * job.total_steps)
+        grown = job.source.record
+        steps = grown["train_macs"] * job.total_steps // grown["dense_train_macs"]
         if steps < 1:
             raise UserError("dense_short has not one step: grow used fewer training MACs; train for more epochs")
         yield from job.fit(model, epochs=steps / job.steps_per_epoch, span=(0.0, 1.0))

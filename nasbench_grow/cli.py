@@ -32,12 +32,17 @@ examples:
   nasbench-grow run --method grow --task digits --backbone cifar_resnet20 --budget 0.5 --seed 0 --epochs 5
   nasbench-grow report
 
-exit codes: 0 all went well, 1 a cell failed or diverged, 2 bad input, 130 interrupted"""
+exit codes: 0 all went well (or was skipped with a reason), 1 a cell failed or diverged, 2 bad input, 130 interrupted"""
 
 _RUN_EPILOG = """\
 A cell that is finished is not run again: its record is printed. An interrupted one goes on after its last epoch,
 to the same result. A failed or diverged one starts again from the beginning, unless memory was full or a process was
-killed: then it goes on too.
+killed: then it goes on too. A method that begins with the result of another cell has that one run first.
+
+settings of a method stand in brackets behind its name, in quotes because shells read brackets; those left out are at
+their defaults. `nasbench-grow list methods --json` has them all. A setting that names a method may bring that one's:
+  --method 'grow[growth=0.3,periods=40]'
+  --method 'retrain[of=grow[growth=0.3,periods=40]]'
 
 examples:
   nasbench-grow run --method dense --task digits --backbone cifar_resnet20 --budget 1 --seed 0 --epochs 5
@@ -45,9 +50,10 @@ examples:
   nasbench-grow run --method grow --task digits --backbone cifar_resnet20 --budget 0.5 --seed 0 --profile-steps 20"""
 
 _REPRODUCE_EPILOG = """\
-Finished cells are skipped, interrupted ones go on after their last epoch, failed and diverged ones start again
-(unless memory was full or a process was killed: then they go on).
-A cell that fails is recorded with its error and the others go on. Several processes may share one folder.
+Finished cells are passed over, interrupted ones go on after their last epoch, failed and diverged ones start again
+(unless memory was full or a process was killed: then they go on). A cell whose method has no meaning for its task or
+backbone is recorded as skipped, with the reason, and counts as done. A cell that fails is recorded with its error and
+the others go on. Several processes may share one folder.
 
 examples:
   nasbench-grow reproduce --dry-run
@@ -109,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--method",
         required=True,
-        help="see nasbench-grow list methods; changed settings in brackets and quotes: 'grow[growth=0.3]'",
+        help="see nasbench-grow list methods; with settings: 'grow[growth=0.3]' (see below)",
     )
     run.add_argument("--task", required=True, help="see nasbench-grow list tasks")
     run.add_argument("--backbone", required=True, help="see nasbench-grow list backbones; any timm name works")
@@ -137,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     many = _command(commands, "reproduce", _reproduce, "run every unfinished cell of a profile", _REPRODUCE_EPILOG)
     many.add_argument("--profile", default="laptop", help="see nasbench-grow list profiles (default: laptop)")
     many.add_argument(
-        "--methods", type=_names, metavar="A,B", help="only these methods of the profile, or variants of them"
+        "--methods", type=_names, metavar="A,B", help="only these methods of the profile, with settings or without"
     )
     many.add_argument("--setup", help="run them on this set-up, see nasbench-grow list setups (default: the profile's)")
     many.add_argument("--tasks", type=_names, metavar="A,B", help="only these tasks of the profile")
@@ -225,7 +231,8 @@ def _list(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from nasbench_grow.harness.cell import DEFAULT_SETUP, make_cell
     from nasbench_grow.harness.progress import describe
-    from nasbench_grow.harness.reproduce import run_one
+    from nasbench_grow.harness.record import is_settled
+    from nasbench_grow.harness.reproduce import run_one, with_sources
     from nasbench_grow.harness.store import Store
 
     if arguments.profile_steps is not None and (arguments.dry_run or arguments.json):
@@ -246,7 +253,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if cell.budget != budget:
         print(f"{cell.method} ignores the budget: run at budget 1", file=sys.stderr)
     if arguments.dry_run:
-        return _plan([cell], arguments.results)
+        return _plan(with_sources([cell]), arguments.results)
     if arguments.profile_steps is not None:
         return _profile(cell, arguments.results, arguments.profile_steps)
     record = run_one(cell, Store(arguments.results))
@@ -255,7 +262,7 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         print(f"{cell}: {describe(record)}")
         print(f"record: {os.path.join(arguments.results, 'records', record['run_key'])}.json")
-    return OK if record["status"] == "ok" else FAILED
+    return OK if is_settled(record) else FAILED
 
 
 def _profile(cell: Cell, folder: str, steps: int) -> int:
@@ -281,7 +288,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     outcome = reproduce(cells, Store(arguments.results), profile=profile.name)
     counts = ", ".join(f"{count} {status}" for status, count in outcome.items() if count)
     print(f"{len(cells)} cells in {arguments.results}: {counts}")
-    return OK if outcome["ok"] == len(cells) else FAILED
+    return OK if outcome["ok"] + outcome["skipped"] == len(cells) else FAILED
 
 
 def _plan(cells: Sequence[Cell], folder: str) -> int:

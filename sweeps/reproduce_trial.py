@@ -8,7 +8,7 @@ from typing import Any
 import nni
 
 from nasbench_grow.harness.cell import Cell, make_cell
-from nasbench_grow.harness.record import Record
+from nasbench_grow.harness.record import Record, is_settled
 from nasbench_grow.harness.reproduce import run_one
 from nasbench_grow.harness.runner import Progress
 from nasbench_grow.harness.store import Store
@@ -20,7 +20,7 @@ def main() -> int:
     record = run(make_cell(**parameters["cell"]), Store(parameters["results"]), parameters["profile"], report_epoch)
     if record["status"] != "ok":
         print(record["error"], file=sys.stderr)
-        return 1
+        return 0 if is_settled(record) else 1
     nni.report_final_result({"default": record["val_metric"], "test": record["test_metric"], "macs": record["macs"]})
     return 0
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from timm.models import register_model
 from tiny_networks import Residual
-from torch import nn
+from torch import Tensor, nn
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.baselines.dense import Dense
-from nasbench_grow.contract import Job, Method
-from nasbench_grow.contract.task import Batch
+from nasbench_grow.contract import Callback, ElasticModel, Job, Method, Run, Task
 from nasbench_grow.harness import registry
 from nasbench_grow.harness.cell import Cell, make_cell
-from nasbench_grow.harness.record import FIELDS as RECORD_FIELDS
-from nasbench_grow.harness.record import Record
+from nasbench_grow.harness.record import FIELDS, SCHEMA, Record
 
 
 @register_model
@@ -41,56 +39,96 @@ def tiny_residual(pretrained: bool = False, num_classes: int = 10, in_chans: int
     return Residual(width=16)
 
 
-class Noisy(Dense):
+class NoisyInputs(Callback):
     """Draws from PyTorch's global generator while it trains, as dropout does."""
 
-    name = "noisy"
-
-    def train_epoch(self, batches: Iterable[Batch]) -> float:
-        return super().train_epoch((inputs + 0.1 * torch.randn_like(inputs), targets) for inputs, targets in batches)
+    def forward(self, model: ElasticModel, network: nn.Module, inputs: Tensor) -> Any:
+        return network(inputs + 0.1 * torch.randn_like(inputs))
 
 
-class Diverging(Dense):
-    name = "diverging"
+class InSecondEpoch(Callback):
+    """Does something to the loss once the first of two epochs is over."""
 
-    def train_epoch(self, batches: Iterable[Batch]) -> float:
-        return super().train_epoch(batches) if self.job.clock.end == 0 else float("nan")
+    def before_step(self, model: ElasticModel, step: int, steps: int) -> None:
+        self.late = step >= steps / 2
+
+    def loss(self, model: ElasticModel, network: nn.Module, inputs: Tensor, targets: Tensor, loss: Any) -> Tensor:
+        found = super().loss(model, network, inputs, targets, loss)
+        return self.disturbed(found) if self.late else found
+
+    def disturbed(self, loss: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
-class Failing(Dense):
-    name = "failing"
+class BecomesNan(InSecondEpoch):
+    def disturbed(self, loss: Tensor) -> Tensor:
+        return loss * torch.nan
 
-    def train_epoch(self, batches: Iterable[Batch]) -> float:
+
+class MeetsFullMemory(InSecondEpoch):
+    """Ends as a GPU does when another program has its memory."""
+
+    error: ClassVar[RuntimeError] = torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
+
+    def disturbed(self, loss: Tensor) -> Tensor:
+        raise self.error
+
+
+class Fails(Callback):
+    def loss(self, *arguments: Any) -> Tensor:
         raise ValueError("first line\nsecond line")
+
+
+class WithCallback(Dense):
+    """Trains the whole network with another callback."""
+
+    callback: ClassVar[type[Callback]]
+
+    def run(self, job: Job) -> Run:
+        model = job.model()
+        yield from job.fit(model, self.callback())
+        return model.network
+
+
+class Noisy(WithCallback):
+    name, callback = "noisy", NoisyInputs
+
+
+class Diverging(WithCallback):
+    name, callback = "diverging", BecomesNan
+
+
+class Failing(WithCallback):
+    name, callback = "failing", Fails
+
+
+class DeviceFailing(WithCallback):
+    name, callback = "device-failing", MeetsFullMemory
 
 
 class Refusing(Dense):
     name = "refusing"
     uses_budget = True
 
-    def __init__(self, job: Job) -> None:
+    def choose(self, job: Job) -> nn.Module:
         raise UserError(f"budget {job.budget} is too small")
 
 
-class DeviceFailing(Dense):
-    """Ends its second epoch as a GPU does when another program has its memory."""
+class Skipping(Dense):
+    name = "skipping"
 
-    name = "device-failing"
-    error: ClassVar[RuntimeError] = torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
-
-    def train_epoch(self, batches: Iterable[Batch]) -> float:
-        if self.job.clock.end > 0:
-            raise self.error
-        return super().train_epoch(batches)
+    def skip(self, task: Task, network: nn.Module) -> str | None:
+        return "its idea needs attention, which this network has not"
 
 
-MISBEHAVING = (Noisy, Diverging, Failing, Refusing, DeviceFailing)
+MISBEHAVING = (Noisy, Diverging, Failing, Refusing, DeviceFailing, Skipping)
 METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Dense, *MISBEHAVING)}
 
 
-def use_methods(monkeypatch: Any) -> None:
-    """Make the methods of this file the only registered ones."""
-    monkeypatch.setattr(registry, "methods", lambda: METHODS)
+def use_methods(monkeypatch: Any, *others: type[Method]) -> None:
+    """Make the methods of this file, and ``others``, the only registered ones."""
+    registered = {**METHODS, **{cls.name: cls for cls in others}}
+    monkeypatch.setattr(registry, "methods", lambda: registered)
 
 
 def small_cell(**changes: Any) -> Cell:
@@ -101,9 +139,10 @@ def small_cell(**changes: Any) -> Cell:
 
 def finished_record(cell: Cell, **changes: Any) -> Record:
     """A record as a finished run would have left it."""
-    counts = {"macs": 50, "dense_macs": 100, "train_macs": 600, "dense_train_macs": 1000, "total_s": 3.0, "wall_s": 2.0}
-    known = {**vars(cell), **counts, "run_key": cell.run_key(), "status": "ok", "metric": "accuracy"}
-    return {field: {**known, "test_metric": 0.5, **changes}.get(field) for field in RECORD_FIELDS}
+    counts = {"macs": 50, "dense_macs": 100, "train_macs": 600, "dense_train_macs": 1000, "source_macs": 0}
+    ended = {"status": "ok", "metric": "accuracy", "test_metric": 0.5, "total_s": 3.0, "wall_s": 2.0, "cpu_s": 2.0}
+    known = {**vars(cell), **counts, **ended, "run_key": cell.run_key(), "schema": SCHEMA, **changes}
+    return {field: known.get(field) for field in FIELDS}
 
 
 def run_in_two_processes(target: Callable[..., object], *arguments: Any) -> None:

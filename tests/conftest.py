@@ -1,6 +1,6 @@
 import pytest
 
-from nasbench_grow.harness import measure
+from nasbench_grow.harness import measure, registry
 
 
 @pytest.fixture(autouse=True)
@@ -8,3 +8,11 @@ def short_latencies(monkeypatch):
     """Latencies are measured in a few rounds: no test looks at what they are."""
     monkeypatch.setattr(measure, "ROUNDS_S", 0.01)
     monkeypatch.setattr(measure, "LEAST_ROUNDS", 7)
+
+
+@pytest.fixture(autouse=True)
+def methods_as_they_are_now():
+    """A method that a test puts into the registry is gone for the next test."""
+    registry.method.cache_clear()
+    yield
+    registry.method.cache_clear()

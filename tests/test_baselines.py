@@ -1,11 +1,15 @@
-"""The baselines: what each keeps, that it meets the budget, and that it goes on from its state bit by bit."""
+"""The baselines: what each keeps, that it meets the budget, and what its training is billed.
+
+That each goes on bit by bit after a kill is tested for whatever is registered (test_resuming.py); controls that begin
+with another cell have tests of their own (test_sources.py).
+"""
 
 from __future__ import annotations
 
 import importlib
-import io
 import pkgutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,22 +19,36 @@ import torch_pruning
 from tiny_networks import EXAMPLE, Plain, Residual, seeded
 from torch import Tensor, nn
 
-import baselines
+from nasbench_grow import baselines
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.baselines.dense import Dense
 from nasbench_grow.baselines.grow import Grow
 from nasbench_grow.baselines.grow_paper import GrowPaper
-from nasbench_grow.baselines.l1 import L1, filter_norms, ranks_by_norm
+from nasbench_grow.baselines.l1 import L1, L1Settings, filter_norms, ranks_by_norm
 from nasbench_grow.baselines.random import Random
 from nasbench_grow.baselines.uniform import Uniform
-from nasbench_grow.contract.method import Job, Method
-from nasbench_grow.contract.task import Batch, Recipe
-from nasbench_grow.cost.macs import TrainingMeter, count_macs
+from nasbench_grow.contract import Batch, Job, Method, Recipe
+from nasbench_grow.cost.macs import count_macs
 from nasbench_grow.structure.discovery import discover
 from nasbench_grow.structure.space import Space
 
 METHODS = [Dense, Uniform, Random, L1, Grow, GrowPaper]
-STEPS = 2
+STEPS, BATCH = 2, 8
+
+
+class Noise:
+    """Two batches of noise an epoch."""
+
+    def __len__(self) -> int:
+        return STEPS * BATCH
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        return STEPS
+
+    def epoch(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(epoch)
+        for _ in range(STEPS):
+            yield torch.randn(8, 1, 8, 8, generator=generator), torch.randint(0, 10, (8,), generator=generator)
 
 
 def job(make: Callable[[], nn.Module] = Residual, **changes: Any) -> Job:
@@ -39,37 +57,33 @@ def job(make: Callable[[], nn.Module] = Residual, **changes: Any) -> Job:
         "budget": 0.5,
         "seed": 0,
         "epochs": 4,
-        "steps_per_epoch": STEPS,
         "granularity": 1,
         "example": EXAMPLE,
-        "recipe": Recipe(batch_size=8, learning_rate=0.05),
+        "recipe": Recipe(batch_size=BATCH, learning_rate=0.05),
         "loss": F.cross_entropy,
         "build": lambda: seeded(make),
-        "meter": TrainingMeter(),
+        "train": Noise(),
     }
     return Job(**{**arguments, **changes})
 
 
-def batches(epoch: int) -> Iterator[Batch]:
-    generator = torch.Generator().manual_seed(epoch)
-    for _ in range(STEPS):
-        yield torch.randn(8, 1, 8, 8, generator=generator), torch.randint(0, 10, (8,), generator=generator)
-
-
-def train_epoch(method: Method, epoch: int) -> float:
-    """One epoch with the clock moved on as the harness does."""
-    clock = method.grower.clock if isinstance(method, Grow) else method.job.clock
-    clock.move_to((epoch - 1) * STEPS)
-    return method.train_epoch(clock.each(batches(epoch)))
-
-
-def train(method: Method, first: int, last: int) -> None:
-    for epoch in range(first, last + 1):
-        train_epoch(method, epoch)
+def run(method: Method, job: Job) -> tuple[nn.Module, list[int]]:
+    """The network that a method returns, and the MACs of its network at the end of each stage."""
+    stages, macs = method.run(job), []
+    while True:
+        try:
+            macs.append(count_macs(next(stages).network, EXAMPLE))
+        except StopIteration as end:
+            return end.value, macs
 
 
 def widths(network: nn.Module) -> dict[str, int]:
     return {name: module.out_channels for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
+
+
+def removed(network: nn.Module) -> list[bool]:
+    """Which blocks of a residual network are gone."""
+    return [isinstance(block, nn.Identity) for block in network.blocks]
 
 
 def equal(one: nn.Module, other: nn.Module) -> bool:
@@ -81,13 +95,18 @@ def share(network: nn.Module, make: Callable[[], nn.Module] = Residual) -> float
     return count_macs(network, EXAMPLE) / count_macs(make(), EXAMPLE)
 
 
+def wide() -> nn.Module:
+    """So many filters that one costs less than the 0.02 by which a budget may be missed."""
+    return Plain(48)
+
+
 # --- every method ---
 
 
-def test_every_file_of_the_package_holds_a_method_that_says_what_it_is():
+def test_every_file_of_the_folder_holds_a_method_that_says_what_it_is():
     found = []
     for module in pkgutil.iter_modules(baselines.__path__):
-        held = importlib.import_module(f"baselines.{module.name}")
+        held = importlib.import_module(f"nasbench_grow.baselines.{module.name}")
         own = [value for value in vars(held).values() if isinstance(value, type) and value.__module__ == held.__name__]
         found += [value for value in own if issubclass(value, Method)]
         assert any(issubclass(value, Method) for value in own), f"{module.name} holds no method"
@@ -95,49 +114,46 @@ def test_every_file_of_the_package_holds_a_method_that_says_what_it_is():
     assert len({method.name for method in found}) == len(found)
     for method in found:
         assert method.name and method.summary, method
-        assert method.source or method is Dense, f"{method.name} does not say where it comes from"
+        assert method.family in ("control", "pruning", "growing", "search")
+        assert method.citation or method.family == "control", f"{method.name} does not say where it comes from"
         assert method.uses_budget == (method is not Dense)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_run_continues_bit_by_bit_from_its_state(method):
-    straight = method(job())
-    train(straight, 1, 4)
-    for stop in (1, 3):
-        first = method(job())
-        train(first, 1, stop)
-        file = io.BytesIO()
-        torch.save(first.state_dict(), file)
-        file.seek(0)
-        second = method(job())
-        second.load_state_dict(torch.load(file, weights_only=True))
-        assert equal(second.network(), first.network())
-        train(second, stop + 1, 4)
-        assert equal(second.finish(), straight.finish()), f"stopped after epoch {stop}"
-
-
-@pytest.mark.parametrize("method", [Dense, Uniform, Random, L1])  # the others: see test_grower.py
-def test_the_meter_counts_the_network_of_each_epoch(method):
-    run = method(job())
-    total = 0
-    for epoch in range(1, 5):
-        train_epoch(run, epoch)
-        total += 3 * count_macs(run.network(), EXAMPLE) * 8 * STEPS
-    assert run.job.meter.total == total
+@pytest.mark.parametrize("method", [Dense, Uniform, Random])
+def test_a_network_that_stays_is_billed_three_passes_a_sample(method):
+    small = job()
+    network, macs = run(method(), small)
+    assert macs == 4 * [count_macs(network, EXAMPLE)]
+    assert small.meter.spent == {"training": 3 * sum(macs) * BATCH * STEPS, "search": 0, "source": 0, "calibration": 0}
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_result_is_an_ordinary_network_that_runs(method):
-    run = method(job())
-    loss = train_epoch(run, 1)
-    assert 0 < loss < 100
-    assert type(run.finish()) is Residual
-    assert run.finish().eval()(torch.randn(3, 1, 8, 8)).shape == (3, 10)
+    network, macs = run(method(), job())
+    assert len(macs) == 4
+    assert type(network) is Residual
+    assert network.eval()(torch.randn(3, 1, 8, 8)).shape == (3, 10)
 
 
-def test_dense_keeps_everything():
-    run = Dense(job(budget=0.1))
-    assert equal(run.network(), seeded(Residual))
+@pytest.mark.parametrize("budget", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize("method", [Uniform, Random, L1, Grow])
+def test_the_network_returned_meets_the_budget_where_filters_are_many(method, budget):
+    for seed in range(3):
+        network, _ = run(method(), job(wide, budget=budget, seed=seed))
+        assert budget - 0.02 <= share(network, wide) <= budget, f"seed {seed}"
+
+
+@pytest.mark.parametrize("method", [Uniform, Random, L1, Grow])
+def test_widths_are_multiples_of_the_granularity(method):
+    network, _ = run(method(), job(lambda: Plain(40), granularity=8))
+    found = widths(network).values()
+    rounded = [width for width in found if width % 8 == 0 or width < 8]
+    assert len(rounded) >= len(found) - 1, "one width may spend what the rounded ones leave of the budget"
+
+
+def test_dense_keeps_everything_whatever_the_budget():
+    network = Dense().choose(job(budget=0.1))
+    assert equal(network, seeded(Residual))
 
 
 # --- uniform ---
@@ -145,8 +161,8 @@ def test_dense_keeps_everything():
 
 @pytest.mark.parametrize("budget", [0.25, 0.5, 0.75])
 def test_uniform_keeps_the_same_share_everywhere_and_every_layer(budget):
-    network = Uniform(job(budget=budget)).network()
-    assert not any(isinstance(block, nn.Identity) for block in network.blocks)
+    network = Uniform().choose(job(budget=budget))
+    assert not any(removed(network))
     kept = widths(network)
     assert kept.keys() == widths(Residual()).keys()
     shares = [width / 12 for width in kept.values()]
@@ -154,48 +170,49 @@ def test_uniform_keeps_the_same_share_everywhere_and_every_layer(budget):
     assert budget - 0.05 <= share(network) <= budget
 
 
-@pytest.mark.parametrize("budget", [0.25, 0.5, 0.75])
-def test_uniform_meets_the_budget_closely_where_filters_are_many(budget):
-    network = Uniform(job(lambda: Plain(48), budget=budget)).network()
-    assert share(network, lambda: Plain(48)) == pytest.approx(budget, abs=0.02)
+def test_uniform_rounds_to_the_granularity_as_everybody_does():
+    exact, rounded = (widths(Uniform().choose(job(lambda: Plain(64), granularity=step))) for step in (1, 8))
+    assert not any(width % 8 == 0 for width in exact.values()), "about 64 / sqrt(2) = 45 filters"
+    assert all(width % 8 == 0 for width in rounded.values())
 
 
 def test_uniform_at_full_budget_is_the_dense_network():
-    assert equal(Uniform(job(budget=1.0)).network(), seeded(Residual))
+    assert equal(Uniform().choose(job(budget=1.0)), seeded(Residual))
 
 
 # --- random ---
 
 
 def test_random_draws_its_structure_from_the_seed_alone():
-    shapes = [widths(Random(job(seed=seed)).network()) for seed in (0, 0, 1, 2)]
+    networks = [Random().choose(job(seed=seed)) for seed in (0, 0, 1, 2)]
     torch.manual_seed(99)
-    assert shapes[0] == shapes[1] == widths(Random(job(seed=0)).network())
+    networks.append(Random().choose(job(seed=0)))
+    assert equal(networks[0], networks[1]) and equal(networks[0], networks[4])
+    shapes = [(widths(network), removed(network)) for network in networks]
     assert shapes[0] != shapes[2] != shapes[3]
 
 
-@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("budget", [0.25, 0.5, 0.75])
-def test_random_meets_the_budget(budget, seed):
-    network = Random(job(lambda: Plain(48), budget=budget, seed=seed)).network()
-    assert share(network, lambda: Plain(48)) == pytest.approx(budget, abs=0.02)
-    assert share(network, lambda: Plain(48)) <= budget
+def test_random_has_the_layers_that_grow_has(budget):
+    def make() -> nn.Module:
+        return Residual(16)
+
+    depths = set()
+    for seed in range(8):
+        grown, _ = run(Grow(), job(make, budget=budget, seed=seed))
+        drawn = Random().choose(job(make, budget=budget, seed=seed))
+        assert removed(drawn) == removed(grown), f"seed {seed}"
+        depths.add(tuple(removed(drawn)))
+    assert len(depths) > 1 or not any(depths.pop()), "the seed chooses which layers leave, if any does"
 
 
-def test_random_also_removes_layers():
-    removed = [
-        sum(isinstance(block, nn.Identity) for block in Random(job(seed=seed)).network().blocks) for seed in range(8)
-    ]
-    assert 0 < sum(removed) < 24
-
-
-@pytest.mark.parametrize("method", [Random, L1])
-def test_widths_are_multiples_of_the_granularity(method):
-    run = method(job(lambda: Plain(40), granularity=8, epochs=2))
-    train(run, 1, 2)
-    found = widths(run.finish()).values()
-    rounded = [width for width in found if width % 8 == 0 or width < 8]
-    assert len(rounded) >= len(found) - 1, "one width may spend what the rounded ones leave of the budget"
+def test_random_has_the_layers_of_grow_under_rounded_widths_too():
+    for seed in range(4):
+        grown, drawn = (
+            run(method, job(lambda: Residual(32), budget=0.3, seed=seed, granularity=8))[0]
+            for method in (Grow(), Random())
+        )
+        assert removed(drawn) == removed(grown), f"seed {seed}"
 
 
 # --- L1 ---
@@ -238,9 +255,8 @@ def test_coupled_filters_are_ranked_by_the_sum_over_the_layers_that_write_them()
 
 
 def test_the_largest_norms_stay():
-    run = L1(job(Chain, budget=0.5, epochs=2, recipe=Recipe(learning_rate=0.0)))
-    train(run, 1, 2)
-    pruned = run.finish()
+    still = Recipe(batch_size=BATCH, learning_rate=0.0)
+    pruned, _ = run(L1(), job(Chain, budget=0.5, epochs=2, recipe=still))
     # Half of 3 x 64 + 6 x 64 + 20 = 596 MACs is 298. By rank within the layer: 2.0 of `first`, 3.5 of `second`, then
     # 1.0 of `first`, together 2 x 64 + 2 x 64 + 10 = 266; either filter left would exceed it.
     assert pruned.first.weight.flatten().tolist() == pytest.approx([-2.0, 1.0])
@@ -278,36 +294,49 @@ def test_every_group_keeps_the_same_share_by_norm_and_layers_stay():
         assert torch.equal(keys[group.structures].sort().values, keys[space.groups[0].structures].sort().values)
 
 
-@pytest.mark.parametrize("epochs, dense_epochs", [(2, 1), (4, 2), (5, 2)])
-def test_l1_prunes_at_half_the_epochs(epochs, dense_epochs):
-    run = L1(job(lambda: Plain(48), epochs=epochs))
-    for epoch in range(1, epochs + 1):
-        train_epoch(run, epoch)
-        cost = share(run.network(), lambda: Plain(48))
-        assert cost == 1.0 if epoch <= dense_epochs else cost == pytest.approx(0.5, abs=0.02)
+@pytest.mark.parametrize(
+    ("epochs", "dense_share", "dense_steps"), [(2, 0.5, 2), (4, 0.5, 4), (5, 0.5, 5), (1, 0.5, 1), (4, 0.25, 2)]
+)
+def test_l1_prunes_at_its_share_of_the_steps_in_the_middle_of_an_epoch_if_need_be(epochs, dense_share, dense_steps):
+    small = job(wide, epochs=epochs)
+    network, macs = run(L1(L1Settings(dense_share=dense_share)), small)
+    dense, pruned = small.dense_macs, count_macs(network, EXAMPLE)
+    assert pruned / dense == pytest.approx(0.5, abs=0.02)
+    steps = epochs * STEPS
+    assert small.meter.total == 3 * BATCH * (dense_steps * dense + (steps - dense_steps) * pruned)
+    assert set(macs) == {dense, pruned} and macs == sorted(macs, reverse=True)
 
 
-def test_l1_needs_an_epoch_before_and_after_pruning():
-    with pytest.raises(UserError, match="l1 cannot run for 1 epoch"):
-        L1(job(epochs=1))
+def test_l1_goes_on_in_the_one_schedule_after_pruning():
+    small = job(wide)
+    rates = [stage.learning_rate for stage in L1().run(small)]
+    plain = [stage.learning_rate for stage in Dense().run(job(wide))]
+    assert rates == plain
+
+
+def test_l1_refuses_what_is_no_share():
+    with pytest.raises(UserError, match="dense_share 0 is out of range: it is a share"):
+        replace(L1Settings(), dense_share=0)
 
 
 def test_survivors_keep_their_momentum():
-    run = L1(job(Plain, epochs=2))
-    train(run, 1, 1)
+    small = job(Plain)
+    model = small.model()
+    for _ in small.fit(model, epochs=1):
+        pass
     before = {
-        name: run.optimizer.state[parameter]["momentum_buffer"].clone()
-        for name, parameter in run.trained.named_parameters()
+        name: model.optimizer.state[parameter]["momentum_buffer"].clone()
+        for name, parameter in model.network.named_parameters()
     }
-    run._become(_every_other(run.space))
+    model.resize(_every_other(model.space))
     kept = slice(None, None, 2)
-    for name, parameter in run.trained.named_parameters():
+    for name, parameter in model.network.named_parameters():
         expected = before[name]
         if name != "fc.bias":
             expected = expected[:, kept] if name == "fc.weight" else expected[kept]
             if name in ("conv2.weight", "conv3.weight"):
                 expected = expected[:, kept]
-        assert torch.equal(run.optimizer.state[parameter]["momentum_buffer"], expected), name
+        assert torch.equal(model.optimizer.state[parameter]["momentum_buffer"], expected), name
 
 
 def _every_other(space: Space) -> Tensor:

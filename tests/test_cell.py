@@ -1,14 +1,16 @@
+import copy
 import dataclasses
 import re
 
 import pytest
 from cells import small_cell
+from torch import nn
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.baselines.grow import Grow
 from nasbench_grow.contract.task import Recipe
 from nasbench_grow.harness import cell as cell_module
-from nasbench_grow.harness import registry
+from nasbench_grow.harness import dense, registry
 from nasbench_grow.harness.cell import Cell
 from nasbench_grow.tasks.digits import Digits
 
@@ -51,19 +53,90 @@ def test_the_recipe_the_setup_and_the_protocol_are_part_of_the_run_key(monkeypat
     assert len(keys) == 5
 
 
-def test_a_new_version_of_a_method_is_part_of_the_run_key_of_its_cells_and_variants_only(monkeypatch):
-    cells = [dataclasses.replace(CELL, method=name) for name in ("dense", "grow", "grow[growth=0.3]")]
-    monkeypatch.setattr(Grow, "version", 1)
+def test_the_definition_of_the_task_is_part_of_the_run_key_and_its_description_is_not(monkeypatch):
+    key = CELL.run_key()
+    monkeypatch.setattr(Digits, "summary", "other words for the same digits")
+    assert CELL.run_key() == key
+    monkeypatch.setattr(Digits, "version", Digits.version + 1)
+    assert CELL.run_key() != key
+
+
+def test_the_definition_of_the_backbone_is_part_of_the_run_key(monkeypatch):
+    def built(network):
+        monkeypatch.setattr(registry, "build_backbone", lambda name, task: copy.deepcopy(network))
+        dense.fingerprint.cache_clear()
+        dense.macs.cache_clear()
+        return CELL.run_key()
+
+    def network(*layers):
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 10))
+
+    try:
+        keys = [
+            built(network(nn.ReLU())),
+            built(network(nn.GELU())),  # the same tensors
+            built(network(nn.Conv2d(1, 1, 3, padding=1))),
+            built(network(nn.Conv2d(1, 1, 3, padding=2, dilation=2))),  # the same tensors and MACs
+            built(network(nn.Conv2d(1, 1, 5, padding=2))),
+        ]
+    finally:
+        dense.fingerprint.cache_clear()
+        dense.macs.cache_clear()
+    assert len(set(keys)) == 5
+
+
+def test_a_new_version_of_a_method_is_part_of_the_run_key_of_its_cells_whatever_their_settings(monkeypatch):
+    cells = [dataclasses.replace(CELL, method=name) for name in ("dense", "grow", "grow[growth=0.3]", "retrain")]
     first = [cell.run_key() for cell in cells]
-    monkeypatch.setattr(Grow, "version", 2)
+    monkeypatch.setattr(Grow, "version", Grow.version + 1)
     second = [cell.run_key() for cell in cells]
     assert first[0] == second[0]
-    assert len({*first, *second}) == 5
+    assert len({*first, *second}) == 7, "also of a cell that begins with one of them"
 
 
-def test_the_run_key_of_a_first_version_is_that_of_records_made_before_there_were_versions():
-    cell = Cell("dense", "cifar10", "cifar_resnet20", 1.0, seed=0, epochs=5, train_samples=2048)
-    assert cell.run_key() == "cfc9dd4d41f4c774"
+def test_what_a_setting_resolves_to_is_part_of_the_run_key(monkeypatch):
+    """A default that changes makes other cells, though they are spelt as before."""
+    cells = [small_cell(method=name, budget=0.5) for name in ("grow", "retrain")]
+    first = [cell.run_key() for cell in cells]
+    monkeypatch.setattr(Grow, "Settings", dataclasses.make_dataclass(
+        "Changed", [("periods", int, 40)], bases=(Grow.Settings,), frozen=True
+    ))  # fmt: skip
+    registry.method.cache_clear()
+    again = [small_cell(method=name, budget=0.5) for name in ("grow", "retrain")]
+    assert [cell.method for cell in again] == ["grow", "retrain"]
+    assert not {*first} & {cell.run_key() for cell in again}
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [
+        ("grow", "grow[growth=0.05]", "grow[periods=80, growth=.05]"),
+        ("grow[growth=0.3,periods=40]", "grow[ periods = 40, growth=0.30 ]"),
+        ("retrain", "retrain[of=grow]", "retrain[of=grow[growth=0.05]]"),
+        ("retrain[of=grow[growth=0.3]]", "retrain[of=grow[periods=80,growth=.3]]"),
+    ],
+    ids=lambda spellings: spellings[0],
+)
+def test_however_it_is_spelt_a_method_is_one_cell(spellings):
+    cells = [small_cell(method=name, budget=0.5) for name in spellings]
+    assert {cell.method for cell in cells} == {spellings[0]}
+    assert len({cell.run_key() for cell in cells}) == 1
+
+
+def test_other_settings_are_other_cells_of_the_same_comparison():
+    names = ["grow", "grow[growth=0.3]", "grow[growth=0.3,periods=40]", "retrain", "retrain[of=grow[growth=0.3]]"]
+    cells = [small_cell(method=name, budget=0.5) for name in names]
+    assert len({cell.run_key() for cell in cells}) == len({cell.method_key() for cell in cells}) == len(cells)
+    assert len({cell.comparison_key() for cell in cells}) == 1
+
+
+def test_seeds_and_budgets_share_the_keys_of_method_and_comparison():
+    cells = [small_cell(method="grow", budget=budget, seed=seed) for budget, seed in ((0.5, 0), (0.5, 1), (0.25, 0))]
+    assert len({cell.run_key() for cell in cells}) == 3
+    assert len({cell.method_key() for cell in cells}) == len({cell.comparison_key() for cell in cells}) == 1
+    longer = small_cell(method="grow", budget=0.5, epochs=3)
+    assert longer.comparison_key() != cells[0].comparison_key()
+    assert longer.method_key() == cells[0].method_key()
 
 
 def test_a_whole_number_as_budget_is_the_same_cell():

@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +14,21 @@ import torch
 from cells import finished_record, small_cell, use_methods
 
 from nasbench_grow import cli
-from nasbench_grow.harness import reproduce
-from nasbench_grow.harness.profiles import PROFILES, Profile
-from nasbench_grow.harness.store import RECORD_FIELDS, Store
+from nasbench_grow.baselines.dense import Dense
+from nasbench_grow.harness import registry, reproduce
+from nasbench_grow.harness.grids import Grid, Profile
+from nasbench_grow.harness.record import FIELDS
+from nasbench_grow.harness.store import Store
 
+GRID = Grid(
+    tasks=("digits",),
+    backbones=("tiny_network",),
+    budgets=(0.5,),
+    seeds=(0,),
+    epochs=1,
+    train_samples=64,
+    methods=("dense",),
+)
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
 
@@ -42,6 +55,29 @@ def test_help_and_bad_words_answer_without_pytorch():
     assert "examples:" in done.stdout
 
 
+def test_help_of_run_explains_settings_in_brackets_also_of_a_method_that_names_another(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--help"])
+    text = capsys.readouterr().out
+    assert "'retrain[of=grow[growth=0.3,periods=40]]'" in text and "list methods --json" in text
+    for name in re.findall(r"--method '(.*)'", text):
+        assert str(registry.method(name)) == name, "what the help shows can be given"
+
+
+def test_list_methods_says_of_each_what_it_is_where_it_comes_from_and_what_can_be_set(capsys):
+    assert cli.main(["list", "methods"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("l1 ")]
+    assert "[pruning; Li et al., Pruning Filters for Efficient ConvNets, arXiv 1608.08710]" in line
+    assert cli.main(["list", "methods", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert (rows["grow"]["family"], rows["uniform"]["family"]) == ("growing", "control")
+    assert "arXiv 2007.15353" in rows["grow-paper"]["citation"]
+    assert "growth=0.05 (a number)" in rows["grow"]["settings"]
+    assert "newborn=initial (initial, zero)" in rows["grow"]["settings"]
+    assert rows["retrain"]["settings"] == ["of=grow (a method)"]
+    assert rows["dense"]["settings"] == []
+
+
 @pytest.mark.parametrize("kind", ["methods", "tasks", "backbones", "setups", "profiles"])
 def test_list_shows_names_and_summaries(capsys, kind):
     assert cli.main(["list", kind]) == 0
@@ -57,7 +93,7 @@ def test_run_prints_the_record_last_and_does_not_run_it_again(tmp_path, capsys):
     words = [*run_words(tmp_path), "--json"]
     assert cli.main(words) == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert tuple(record) == RECORD_FIELDS
+    assert tuple(record) == tuple(FIELDS)
     assert record == Store(tmp_path).record(record["run_key"])
     assert cli.main(words) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == record, "the same record, start time and all"
@@ -69,6 +105,36 @@ def test_a_failed_cell_is_exit_code_1(tmp_path, capsys, monkeypatch):
     use_methods(monkeypatch)
     assert cli.main([*run_words(tmp_path, method="failing"), "--json"]) == 1
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["status"] == "failed"
+
+
+def test_a_skipped_cell_is_exit_code_0_and_says_why(tmp_path, capsys, monkeypatch):
+    use_methods(monkeypatch)
+    for _ in range(2):
+        assert cli.main(run_words(tmp_path, method="skipping")) == 0
+        assert "skipped: its idea needs attention, which this network has not" in capsys.readouterr().out
+    profile = Profile("tiny", "for tests", (dataclasses.replace(GRID, methods=("dense", "skipping")),))
+    monkeypatch.setitem(registry.profiles(), "tiny", profile)
+    words = ["reproduce", "--profile", "tiny", "--results", str(tmp_path / "many")]
+    for _ in range(2):
+        assert cli.main(words) == 0
+        assert capsys.readouterr().out == f"2 cells in {tmp_path / 'many'}: 1 ok, 1 skipped\n"
+
+
+def test_a_cell_that_misses_its_budget_says_so(tmp_path, capsys, monkeypatch):
+    class Whole(Dense):
+        name = "whole"
+        uses_budget = aims_at_budget = True
+
+    use_methods(monkeypatch, Whole)
+    for budget, said in ((0.5, True), (0.99, False)):
+        assert cli.main(run_words(tmp_path, method="whole", budget=budget)) == 0
+        assert ("MACs 1.000 of dense, not its budget" in capsys.readouterr().out) == said
+
+
+def test_a_perplexity_beyond_all_bounds_can_be_shown_again(tmp_path, capsys):
+    Store(tmp_path).write_record(finished_record(small_cell(epochs=1), metric="perplexity", test_metric=math.inf))
+    assert cli.main(run_words(tmp_path)) == 0
+    assert "test perplexity infinite" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -108,20 +174,14 @@ def test_words_that_do_not_parse_are_one_line_and_exit_code_2(capsys, words):
 
 
 def test_reproduce_says_what_it_did(tmp_path, capsys, monkeypatch):
-    def tiny_profile():
-        use_methods(monkeypatch)
-        grid = dataclasses.replace(PROFILES["smoke"].grids[0], methods=("dense", "refusing"))
-        monkeypatch.setitem(PROFILES, "smoke", Profile("smoke", "for tests", (grid,)))
-
-    tiny_profile()
-    monkeypatch.setattr(reproduce, "run_cell", pytest.fail)
-    words = ["reproduce", "--profile", "smoke", "--tasks", "digits", "--methods", "dense,refusing"]
+    use_methods(monkeypatch)
+    tiny = Profile("tiny", "for tests", (dataclasses.replace(GRID, methods=("dense", "refusing", "failing")),))
+    monkeypatch.setitem(registry.profiles(), "tiny", tiny)
+    words = ["reproduce", "--profile", "tiny", "--tasks", "digits", "--methods", "dense,refusing"]
     words += ["--results", str(tmp_path)]
     assert cli.main([*words, "--dry-run"]) == 0
     assert "2 cells, 0 done, 2 to do" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.undo()
-    tiny_profile()
     assert cli.main(words) == 1
     assert capsys.readouterr().out == f"2 cells in {tmp_path}: 1 ok, 1 failed\n"
     assert cli.main(["reproduce", "--profile", "smokey"]) == 2
@@ -167,7 +227,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, capsys):
     command = [sys.executable, "-m", "nasbench_grow.cli", *run_words(tmp_path / "killed", **changes)]
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL) as process:
         checkpoints = tmp_path / "killed" / "checkpoints"
-        while process.poll() is None and not list(checkpoints.glob("*.pt")):
+        while process.poll() is None and not list(checkpoints.glob("*/*.pt")):
             time.sleep(0.005)
         process.kill()
     assert process.returncode == -signal.SIGKILL, "it was still running"

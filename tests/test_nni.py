@@ -6,17 +6,17 @@ import json
 import re
 import runpy
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import nni
 import pytest
 import yaml
-from cells import small_cell
+from cells import small_cell, use_methods
 from nni_experiments import SWEEPS, run_experiment, stored
 
 from nasbench_grow import results
-from nasbench_grow.contract.settings import spell
 from nasbench_grow.cost.macs import count_macs
 from nasbench_grow.harness import registry
 from nasbench_grow.harness.store import Store
@@ -42,12 +42,29 @@ def test_reproduce_sweep_runs_the_unfinished_cells_and_ends(tmp_path: Path) -> N
     assert stored(experiment, "select count(*) from TrialJobEvent where event = 'SUCCEEDED'") == [(1,)]
 
 
-def test_a_trial_runs_first_the_cell_that_its_own_takes_the_architecture_from(tmp_path: Path) -> None:
+def test_a_trial_runs_first_the_cell_that_its_own_begins_with(tmp_path: Path) -> None:
     trial = runpy.run_path(str(SWEEPS / "reproduce_trial.py"))
     store, cell = Store(tmp_path), small_cell(method="retrain", budget=0.5)
     assert trial["run"](cell, store, "tiny")["status"] == "ok"
-    giver = cell.giver()
-    assert giver is not None and store.record(giver.run_key()) is not None
+    source = cell.source()
+    assert source is not None and store.record(source.run_key()) is not None
+
+
+@pytest.mark.parametrize(("method", "code", "said"), [("skipping", 0, "needs attention"), ("failing", 1, "first line")])
+def test_a_trial_that_has_no_result_says_why(tmp_path, monkeypatch, capsys, method, code, said) -> None:
+    use_methods(monkeypatch)
+    trial = runpy.run_path(str(SWEEPS / "reproduce_trial.py"))
+    given = {"cell": asdict(small_cell(method=method)), "results": str(tmp_path), "profile": "tiny"}
+    monkeypatch.setattr("nni.get_next_parameter", lambda: given)
+    monkeypatch.setattr("nni.report_final_result", pytest.fail)
+    monkeypatch.setattr("nni.report_intermediate_result", pytest.fail)
+    assert trial["main"]() == code
+    assert said in capsys.readouterr().err
+
+
+def named(settings: dict[str, Any]) -> str:
+    """The one spelling of ``grow`` with these settings."""
+    return str(registry.method(f"grow[{','.join(f'{name}={value}' for name, value in settings.items())}]"))
 
 
 def test_growing_sweep_searches_settings_of_grow_and_its_trial_runs_the_cell_that_they_name(
@@ -55,7 +72,7 @@ def test_growing_sweep_searches_settings_of_grow_and_its_trial_runs_the_cell_tha
 ) -> None:
     search_space = yaml.safe_load((SWEEPS / "growing.yml").read_text())["searchSpace"]
     lowest, highest = ({name: range_["_value"][end] for name, range_ in search_space.items()} for end in (0, -1))
-    assert registry.method(spell("grow", lowest)).name != registry.method(spell("grow", highest)).name
+    assert named(lowest) != named(highest)
 
     intermediate: list[float] = []
     final: list[float] = []
@@ -69,7 +86,7 @@ def test_growing_sweep_searches_settings_of_grow_and_its_trial_runs_the_cell_tha
     assert main() == 0
     frame = results.load(tmp_path)
     assert list(zip(frame["method"], frame["seed"], frame["epochs"], frame["train_samples"], strict=True)) == [
-        (registry.method(spell("grow", lowest)).name, 3, 2, 128)
+        (named(lowest), 3, 2, 128)
     ]
     assert (len(intermediate), final) == (2, [frame["val_metric"][0]])
     assert main() == 0  # of the same settings: the record is there

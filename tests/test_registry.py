@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint
 import pytest
 from cells import Noisy
 
-import baselines
+from nasbench_grow import baselines
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.baselines.dense import Dense
 from nasbench_grow.harness import registry
@@ -26,29 +26,32 @@ def install(monkeypatch, *values):
 
 
 def test_methods_tasks_and_backbones_are_found_by_their_files():
-    assert registry.method("dense") is Dense
+    assert type(registry.method("dense")) is Dense
     assert registry.task("digits") is Digits
     assert {"cifar_resnet20", "cifar_vgg16_bn", "cifar_mobilenetv2", "cifar_wrn28_10"} <= set(registry.backbones())
     for found in (*registry.methods().values(), *registry.tasks().values()):
         assert found.name and found.summary
+    for cls in registry.methods().values():
+        assert cls.family in ("control", "pruning", "growing", "search")
+        assert cls.citation or cls.family == "control"
 
 
 def test_a_method_of_another_package_is_found(monkeypatch):
     install(monkeypatch, "cells:Noisy")
-    assert registry.method("noisy") is Noisy
+    assert type(registry.method("noisy")) is Noisy
 
 
 def test_a_broken_file_does_not_take_the_others_away(monkeypatch, tmp_path, caplog):
     (tmp_path / "broken_method.py").write_text("import a_module_that_does_not_exist")
     monkeypatch.setattr(baselines, "__path__", [*baselines.__path__, str(tmp_path)])
-    assert registry.method("dense") is Dense
+    assert type(registry.method("dense")) is Dense
     assert "baselines.broken_method" in caplog.text
 
 
 @pytest.mark.parametrize("value", ["no_such_module:Method", "cells:NoSuchClass", "cells:small_cell"])
 def test_a_broken_package_does_not_take_the_others_away(monkeypatch, caplog, value):
     install(monkeypatch, value)
-    assert registry.method("dense") is Dense
+    assert type(registry.method("dense")) is Dense
     assert value in caplog.text
 
 

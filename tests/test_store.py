@@ -7,11 +7,15 @@ import pytest
 import torch
 from cells import finished_record, small_cell
 
-from nasbench_grow.harness.store import Store, StoreError
+from nasbench_grow import results
+from nasbench_grow.harness import record as record_module
+from nasbench_grow.harness.record import FIELDS
+from nasbench_grow.harness.store import ReadOnlyStore, Store, StoreError
 
 CELL = small_cell()
 KEY = CELL.run_key()
 RECORD = finished_record(CELL)
+OLD = Path(__file__).parent / "data" / "00d321234b521063.json"
 
 
 def record_path(root: Path) -> Path:
@@ -95,29 +99,131 @@ def test_two_processes_may_find_the_same_damage(tmp_path, monkeypatch):
     assert Store(tmp_path).record(KEY) is None
 
 
+# --- records of other versions ---
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A folder with a record as version 0.1 of the suite wrote it (schema 1)."""
+    (tmp_path / "records").mkdir()
+    content = json.loads(OLD.read_text())
+    (tmp_path / "records" / f"{content['run_key']}.json").write_text(OLD.read_text())
+    return tmp_path, content
+
+
+def test_a_record_of_schema_1_is_read_as_one_of_today(old, caplog):
+    folder, content = old
+    (record,) = Store(folder).records()
+    assert content.items() <= record.items(), "nothing that it says is lost"
+    assert set(FIELDS) <= set(record)
+    assert record["schema"] == 1
+    meant = {"higher_is_better": True, "metric_scale": 100.0, "metric_unit": "%", "search_macs": 0, "source_macs": 0}
+    assert meant.items() <= record.items()
+    assert record["meets_budget"] is None and record["cpu_s"] is None, "not known then"
+    assert not caplog.text and not (folder / "damaged").exists()
+    frame = results.load(folder)
+    assert frame["run_key"].tolist() == [content["run_key"]]
+    assert frame["test_metric"].tolist() == [content["test_metric"]]
+
+
+def test_a_perplexity_of_schema_1_is_better_the_lower_it_is():
+    record = record_module.read({**json.loads(OLD.read_text()), "metric": "perplexity"}, OLD.stem)
+    assert (record["higher_is_better"], record["metric_scale"], record["metric_unit"]) == (False, 1.0, "")
+
+
+def test_a_field_that_this_version_does_not_know_is_kept(tmp_path):
+    store = Store(tmp_path)
+    store.write_record(RECORD)
+    path = record_path(tmp_path)
+    path.write_text(json.dumps({**RECORD, "energy_j": 12.5}))
+    assert store.record(KEY) == {**RECORD, "energy_j": 12.5}
+    assert results.load(tmp_path)["energy_j"].tolist() == [12.5]
+
+
+@pytest.mark.parametrize("kind", ["text", "whole", "number", "flag", "object"])
+def test_a_new_field_leaves_older_records_where_they_are(tmp_path, monkeypatch, caplog, kind):
+    store = Store(tmp_path)
+    store.write_record(RECORD)
+    monkeypatch.setitem(FIELDS, "invented_later", kind)
+    assert store.record(KEY) == {**RECORD, "invented_later": None}
+    assert not caplog.text and record_path(tmp_path).exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("test_metric", "high"), ("macs", 1.5), ("meets_budget", 1), ("hardware", []), ("error", 3), ("seed", True)],
+)
+def test_a_field_of_another_kind_is_damage(tmp_path, caplog, field, value):
+    path = record_path(tmp_path)
+    path.parent.mkdir()
+    path.write_text(json.dumps({**RECORD, field: value}))
+    assert Store(tmp_path).record(KEY) is None
+    assert f"{field} is {value!r}" in caplog.text
+    assert (tmp_path / "damaged" / "records" / path.name).exists()
+
+
+# --- checkpoints ---
+
+
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
     store = Store(tmp_path)
     weights = torch.randn(3, 4)
-    store.write_checkpoint(KEY, {"weights": weights, "nested": [1, (2, 3), {"a": "b"}]})
-    state = store.checkpoint(KEY)
+    store.checkpoint(KEY).write("0", {"weights": weights, "nested": [1, (2, 3), {"a": "b"}]})
+    state = store.checkpoint(KEY).read("0")
     assert state is not None
     assert torch.equal(state["weights"], weights)
     assert state["nested"] == [1, (2, 3), {"a": "b"}]
+    assert store.checkpoint(KEY).read("1") is None
     store.drop_checkpoint(KEY)
-    assert store.checkpoint(KEY) is None
+    assert store.checkpoint(KEY).read("0") is None
+    store.drop_checkpoint(KEY)  # where there is none, nothing is to be done
+
+
+def test_of_a_checkpoint_a_step_is_forgotten_with_those_inside_it_alone(tmp_path):
+    checkpoint = Store(tmp_path).checkpoint(KEY)
+    names = ["1", "1.0", "1.0.2", "1.10", "10", "11.0"]
+    for name in names:
+        checkpoint.write(name, {"done": True})
+    checkpoint.forget("1.")
+    assert [name for name in names if checkpoint.read(name)] == ["1", "10", "11.0"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "not a checkpoint", "another cell's"])
 def test_a_damaged_checkpoint_is_reported_and_set_aside(tmp_path, caplog, damage):
     store = Store(tmp_path)
-    store.write_checkpoint("0" * 16 if damage == "another cell's" else KEY, {"weights": torch.zeros(1000)})
-    (path,) = (tmp_path / "checkpoints").iterdir()
+    key = "0" * 16 if damage == "another cell's" else KEY
+    store.checkpoint(key).write("0", {"weights": torch.zeros(1000)})
+    path = tmp_path / "checkpoints" / key / "0.pt"
     data = b"hello" if damage == "not a checkpoint" else path.read_bytes()
-    target = path.with_name(f"{KEY}.pt")
+    target = tmp_path / "checkpoints" / KEY / "0.pt"
+    target.parent.mkdir(exist_ok=True)
     target.write_bytes(data[: len(data) // 2] if damage == "truncated" else data)
-    assert store.checkpoint(KEY) is None
+    assert store.checkpoint(KEY).read("0") is None
     assert str(target) in caplog.text
-    assert (tmp_path / "damaged" / "checkpoints" / target.name).exists()
+    assert (tmp_path / "damaged" / "checkpoints" / KEY / "0.pt").exists()
+
+
+def test_a_read_only_folder_is_left_as_it_is(tmp_path):
+    writer, reader = Store(tmp_path), ReadOnlyStore(tmp_path)
+    writer.write_record(RECORD)
+    writer.checkpoint(KEY).write("0", {"weights": torch.zeros(2)})
+    (tmp_path / "records" / f"{'1' * 16}.json").write_text("{")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    reader.write_record({**RECORD, "test_metric": 0.9})
+    reader.write_history(KEY, [{"epoch": 1}])
+    reader.write_architecture(KEY, "{}")
+    reader.write_weights(KEY, lambda path: path.write_bytes(b"weights"))
+    reader.write_log(KEY, "text")
+    checkpoint = reader.checkpoint(KEY)
+    checkpoint.write("1", {"weights": torch.ones(2)})
+    checkpoint.forget("0")
+    reader.drop_checkpoint(KEY)
+    assert reader.records() == [RECORD], "the damaged one is passed over"
+
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    state = checkpoint.read("0")
+    assert state is not None and torch.equal(state["weights"], torch.zeros(2)), "what the other process wrote is read"
 
 
 def test_what_a_killed_writer_left_is_not_taken_for_a_record(tmp_path):

@@ -27,3 +27,9 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserE
     nearest = f"; did you mean {near[0]!r}?" if near else ""
     line = f"unknown {kind} {name!r}{nearest} (known: {', '.join(names)})"
     return UserError(f"{line}; {hint}" if hint else line)
+
+
+def one_line(error: Exception) -> str:
+    """An exception's class and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 PURPOSES = ("training", "search", "source", "calibration")
 """``training``: of the network that is returned. ``search``: networks trained or judged only to find it. ``source``:
@@ -23,7 +24,8 @@ class TrainingMeter:
 
     def __init__(self, processes: int = 1) -> None:
         self._processes = processes
-        self._purpose = "training"
+        self.purpose = "training"
+        """What is being spent on now."""
         self.spent = dict.fromkeys(PURPOSES, 0)
         """MACs by purpose."""
 
@@ -35,11 +37,11 @@ class TrainingMeter:
     @contextmanager
     def spending_on(self, purpose: str) -> Iterator[None]:
         """Everything counted inside is for this purpose."""
-        before, self._purpose = self._purpose, purpose
+        before, self.purpose = self.purpose, purpose
         try:
             yield
         finally:
-            self._purpose = before
+            self.purpose = before
 
     def step(self, macs: int, batch_size: int) -> None:
         """Add one optimizer step of a network with ``macs`` forward MACs a sample."""
@@ -51,12 +53,12 @@ class TrainingMeter:
 
     def add(self, macs: int) -> None:
         """Add MACs that were counted elsewhere."""
-        self.spent[self._purpose] += macs
+        self.spent[self.purpose] += macs
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """The state to resume from."""
         return dict(self.spent)
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a state that :meth:`state_dict` gave."""
         self.spent = {purpose: int(state[purpose]) for purpose in PURPOSES}

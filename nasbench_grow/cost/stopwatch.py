@@ -43,6 +43,10 @@ class Stopwatch:
         """Seconds of the processor so far, those of the stretch that runs included."""
         return self._so_far()[1]
 
+    def add(self, wall_s: float, cpu_s: float) -> None:
+        """Count seconds that were spent elsewhere."""
+        self._before = (self._before[0] + wall_s, self._before[1] + cpu_s)
+
     def state_dict(self) -> dict[str, float]:
         """The seconds so far."""
         wall_s, cpu_s = self._so_far()

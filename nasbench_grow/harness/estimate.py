@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from nasbench_grow.cost.macs import count_macs
-from nasbench_grow.harness import measure, registry
+from nasbench_grow.harness import dense, measure, registry
 from nasbench_grow.harness.cell import Cell
 from nasbench_grow.harness.progress import duration
 from nasbench_grow.harness.record import Record, is_settled
@@ -36,20 +35,21 @@ def estimate(cells: Sequence[Cell], records: Sequence[Record]) -> list[Estimate]
     """The expected cost of each cell.
 
     Training costs the dense network's MACs x 3 x samples, times the share that finished cells of the same method and
-    budget needed, or (1 + budget) / 2 where there are none. A MAC takes as long as :func:`seconds_per_mac` says.
+    budget needed, or (1 + budget) / 2 where there are none. A MAC takes as long as :func:`seconds_per_mac` says. What a
+    cell begins with is a cell of its own and not counted here.
     """
-    finished = [record for record in records if record["status"] == "ok" and record["train_macs"]]
+    finished = [record for record in records if record["status"] == "ok" and _own_macs(record)]
     speeds = {setup: seconds_per_mac(finished, setup) for setup in {cell.setup for cell in cells}}
     estimates = []
     for cell in cells:
         shares = [
-            record["train_macs"] / record["dense_train_macs"]
+            _own_macs(record) / record["dense_train_macs"]
             for record in finished
             if (record["method"], record["budget"]) == (cell.method, cell.budget)
         ]
         share = median(shares) if shares else (1 + cell.budget) / 2
         samples = cell.epochs * _train_samples(cell.task, cell.train_samples)
-        macs = 3 * _dense_macs(cell.backbone, cell.task) * samples * share
+        macs = 3 * dense.macs(cell.backbone, cell.task) * samples * share
         estimates.append(Estimate(macs, macs * speeds[cell.setup]))
     return estimates
 
@@ -62,7 +62,7 @@ def seconds_per_mac(finished: Sequence[Record], setup: str) -> float:
     """
     here = _machine(measure.hardware())
     paces = sorted(
-        (record["total_s"] / record["train_macs"], record["total_s"])
+        (record["total_s"] / _own_macs(record), record["total_s"])
         for record in finished
         if record["setup"] == setup
         and (record["wall_s"] or 0) >= LEAST_TRAINING_S
@@ -74,6 +74,11 @@ def seconds_per_mac(finished: Sequence[Record], setup: str) -> float:
         if passed >= half:
             return pace
     return SECONDS_PER_MAC
+
+
+def _own_macs(record: Record) -> int:
+    """What a cell trained with itself, its source's training apart (as is that one's time in ``total_s``)."""
+    return int((record["train_macs"] or 0) - (record["source_macs"] or 0))
 
 
 def _machine(hardware: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -104,12 +109,6 @@ def plan(cells: Sequence[Cell], store: Store) -> str:
         f"{macs:.2e} training MACs, about {duration(seconds)}"
     )
     return "\n".join(lines)
-
-
-@cache
-def _dense_macs(backbone: str, task_name: str) -> int:
-    task = registry.task(task_name)()
-    return count_macs(registry.build_backbone(backbone, task), task.example())
 
 
 @cache

@@ -18,10 +18,10 @@ def share_of_cell(
     Raises:
         UserError: an unknown name, a method whose budget is no time, or a time out of range.
     """
-    cls = registry.method(method)
-    if cls.budget_of != "time":
+    found = registry.method(method)
+    if found.budget_of != "time":
         raise UserError(
-            f"budget {budget_ms:g}ms is a time, but that of method {cls.name!r} is a share of the dense network's "
+            f"budget {budget_ms:g}ms is a time, but that of method {str(found)!r} is a share of the dense network's "
             "MACs; give a share, or the method 'grow[cost=time]'"
         )
     chosen, data = registry.usable_setup(setup), registry.task(task)()

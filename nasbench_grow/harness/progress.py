@@ -64,10 +64,12 @@ def describe(record: Record) -> str:
     """The outcome of a cell in a few words."""
     if record["status"] != "ok":
         return f"{record['status']}: {record['error']}"
+    metric = record["test_metric"]  # null for a number that JSON cannot spell: the perplexity of a bad language model
+    missed = ", not its budget" if record["meets_budget"] is False else ""
     return ", ".join(
         [
-            f"ok: test {record['metric']} {record['test_metric']:.4f}",
-            f"MACs {record['macs'] / record['dense_macs']:.3f} of dense",
+            f"ok: test {record['metric']} {'infinite' if metric is None else f'{metric:.4f}'}",
+            f"MACs {record['macs'] / record['dense_macs']:.3f} of dense{missed}",
             f"training MACs {record['train_macs'] / record['dense_train_macs']:.3f} of dense",
             duration(record["total_s"]),
         ]

@@ -1,8 +1,7 @@
-"""Runs one cell in several processes that share every batch, one for each device: what ``torchrun`` starts and how the
-command that asked for it hears of it.
+"""Has one cell run by several processes that share every batch, one for each device, and hears how they get on.
 
-The processes (*ranks*) run the cell as a single one would (:func:`nasbench_grow.harness.runner.run_cell`); only rank 0
-writes. It prints what there is to know, one JSON object a line, which the command reads.
+``torchrun`` starts the processes (*ranks*, :mod:`nasbench_grow.harness.rank`), which print what there is to know, one
+JSON object a line.
 """
 
 from __future__ import annotations
@@ -14,21 +13,21 @@ import signal
 import subprocess
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import IO, Any
 
 import torch
-from torch import distributed as dist
 
-from nasbench_grow.base import parallel
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.harness import registry
 from nasbench_grow.harness.cell import Cell
 from nasbench_grow.harness.record import Record
 from nasbench_grow.harness.setups import Setup
-from nasbench_grow.harness.store import ReadOnlyStore, Store
+from nasbench_grow.harness.store import Store
+
+RANK = "nasbench_grow.harness.rank"
+"""The module that each process runs."""
 
 _DEATH = re.compile(r"exitcode: (-?\d+)\) local_rank: (\d+)")
 """How ``torchrun`` reports the process that ended the run."""
@@ -60,7 +59,7 @@ def launch(cell: Cell, store: Store, profile: str | None, progress: Callable[[di
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            [*command, "-m", __name__, work],
+            [*command, "-m", RANK, work],
             env=_environment(setup, count),
             stdout=subprocess.PIPE,
             stderr=log,
@@ -114,45 +113,3 @@ def _failure(told: dict[str, str], log: str, count: int) -> Exception:
     if "full" in told:
         return RankDiedError(told["full"])
     return RankError(told.get("error") or (log.strip().splitlines() or ["torchrun failed"])[-1], log)
-
-
-def main() -> int:
-    """One rank: runs the cell that the first argument describes; returns the exit code."""
-    from nasbench_grow.harness.runner import run_cell  # which imports this module
-
-    work = json.loads(sys.argv[1])
-    cell = Cell(**work["cell"])
-    on_gpu = registry.usable_setup(cell.setup).device == "cuda"
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    first = parallel.rank() == 0
-    store = Store(work["results"]) if first else ReadOnlyStore(work["results"])
-    try:
-        with parallel.sharing_batches():
-            run_cell(cell, store, profile=work["profile"], progress=_tell_epoch if first else None)
-    except UserError as error:
-        _tell(refused=str(error))
-        return 1
-    except torch.OutOfMemoryError as error:
-        _tell(full=f"{str(error).partition('.')[0]} (in process {parallel.rank()} of {parallel.processes()})")
-        return 1
-    except Exception as error:
-        traceback.print_exc()
-        _tell(error=f"{type(error).__name__}: {error} (in process {parallel.rank()} of {parallel.processes()})")
-        return 1
-    dist.destroy_process_group()
-    return 0
-
-
-def _tell_epoch(entry: dict[str, Any]) -> None:
-    _tell(epoch=entry)
-
-
-def _tell(**message: Any) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")  # at once, or the lines of two processes might mix
-    sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

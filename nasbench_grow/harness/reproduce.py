@@ -15,12 +15,13 @@ from itertools import product
 
 from nasbench_grow.base.errors import UserError, unknown
 from nasbench_grow.contract import settings as spelling
-from nasbench_grow.harness import registry
+from nasbench_grow.harness import registry, sources
 from nasbench_grow.harness.cell import Cell, make_cell
+from nasbench_grow.harness.errors import DeviceError, SourceError
 from nasbench_grow.harness.profiles import Grid, Profile
 from nasbench_grow.harness.progress import CellsBar, epoch_bar
 from nasbench_grow.harness.record import Record, is_settled
-from nasbench_grow.harness.runner import DeviceError, Progress, SourceError, record_failure, run_cell
+from nasbench_grow.harness.runner import Progress, record_failure, run_cell
 from nasbench_grow.harness.store import Store, StoreError
 
 _log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def cells_of(
     cells = [cell for grid in grids for cell in _expand(grid, methods, tasks)]
     if not cells:
         raise UserError(f"profile {profile.name!r} has no cell with these methods and tasks; give others")
-    return list(dict.fromkeys(each for cell in cells for each in (*reversed(_sources(cell)), cell)))
+    return with_sources(cells)
 
 
 def unfinished(cells: Iterable[Cell], store: Store) -> list[Cell]:
@@ -100,8 +101,7 @@ def run_one(
     progress: Progress | None = None,
     record_user_errors: bool = False,
 ) -> Record:
-    """The record of one cell: the finished one, or that of running it now, after the one that it begins
-    with.
+    """The record of one cell: the finished one, or that of running it now, after the one that it begins with.
 
     Args:
         cell: to be run, by this process or another one.
@@ -134,30 +134,40 @@ def _settle(
     before: Mapping[Cell, Record | None],
     *,
     wait: bool,
-    again: bool = False,
+    takes: str = "record",
     profile: str | None = None,
     progress: Progress | None = None,
     record_user_errors: bool = False,
 ) -> Record | None:
     """Run a cell and, first, the one that it begins with; None if another process runs either.
 
-    A cell that is finished, or whose record is no longer the one ``before``, has been run already; with ``again`` it is
-    run all the same.
+    Left alone is a cell that is settled and of which the folder still holds what is wanted (``takes``, as of a
+    method), or whose record is no longer the one ``before``: it has been run already.
     """
+
+    def recorded() -> Record | None:
+        record = store.record(cell.run_key())
+        if record is None or record != before[cell]:
+            return record
+        return record if is_settled(record) and sources.kept(store, record, takes) else None
+
+    done = recorded()
+    if done is not None:
+        return done
     source = cell.source()
     if source is not None:
-        lost = not _keeps(store, source.run_key(), registry.method(cell.method).takes)
+        needed = registry.method(cell.method).takes
         given = _settle(
-            source, store, before, wait=wait, again=lost, profile=profile, record_user_errors=record_user_errors
+            source, store, before, wait=wait, takes=needed, profile=profile, record_user_errors=record_user_errors
         )
         if given is None:
             return None
     with store.lock(cell.run_key(), wait=wait) as held:
         if not held:
             return None
-        record = store.record(cell.run_key())
-        if record is not None and (is_settled(record) or record != before[cell]) and not again:
-            return record
+        done = recorded()
+        if done is not None:
+            return done
         try:
             with epoch_bar(cell) if progress is None else nullcontext(progress) as tell:
                 return run_cell(cell, store, profile=profile, progress=tell)
@@ -171,22 +181,19 @@ def _settle(
             return record_failure(cell, store, error, profile=profile)
 
 
-def _keeps(store: Store, key: str, wanted: str) -> bool:
-    """Whether of a cell, if it is finished, the folder holds what another one begins with."""
-    architecture = wanted == "record" or store.architecture(key) is not None
-    return architecture and (wanted != "network" or store.weights(key) is not None)
+def with_sources(cells: Iterable[Cell]) -> list[Cell]:
+    """The cells, each once and after the one that it begins with, which is added where it is missing."""
 
+    def chain(cell: Cell) -> list[Cell]:
+        source = cell.source()
+        return [cell] if source is None else [*chain(source), cell]
 
-def _sources(cell: Cell) -> list[Cell]:
-    """The cell that this one begins with, the one that that one takes it from, and so on."""
-    source = cell.source()
-    return [] if source is None else [source, *_sources(source)]
+    return list(dict.fromkeys(each for cell in cells for each in chain(cell)))
 
 
 def _recorded(cells: Iterable[Cell], store: Store) -> dict[Cell, Record | None]:
     """What is recorded of the cells and of those that they begin with."""
-    everything = dict.fromkeys(each for cell in cells for each in (cell, *_sources(cell)))
-    return {cell: store.record(cell.run_key()) for cell in everything}
+    return {cell: store.record(cell.run_key()) for cell in with_sources(cells)}
 
 
 def _expand(grid: Grid, methods: Collection[str] | None, tasks: Collection[str] | None) -> Iterable[Cell]:

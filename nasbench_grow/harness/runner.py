@@ -7,25 +7,26 @@ training depends on is seeded, and what moves along (models, meter, random state
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import nn
 
 from nasbench_grow.base import parallel, randomness
-from nasbench_grow.base.devices import DEVICE_ERRORS
-from nasbench_grow.base.errors import UserError
-from nasbench_grow.contract import Batch, DivergedError, Job, Split, Splits, Stage, Task
-from nasbench_grow.contract.source import Source
+from nasbench_grow.base.errors import UserError, one_line
+from nasbench_grow.contract import Batch, DivergedError, Job, Split, Splits, Stage
 from nasbench_grow.cost.macs import count_macs
-from nasbench_grow.cost.meter import TrainingMeter
 from nasbench_grow.cost.stopwatch import Stopwatch
-from nasbench_grow.harness import measure, ranks, registry
+from nasbench_grow.harness import measure, ranks, registry, sources
 from nasbench_grow.harness.adaptive import AdaptiveBatch
 from nasbench_grow.harness.cell import Cell
+from nasbench_grow.harness.clocked_meter import ClockedMeter
+from nasbench_grow.harness.dense import check_forward
+from nasbench_grow.harness.errors import DeviceError, SkippedError
 from nasbench_grow.harness.record import FIELDS, SCHEMA, Record
 from nasbench_grow.harness.runtime import SetupRuntime
 from nasbench_grow.harness.setups import ADAPTIVE
@@ -44,18 +45,6 @@ BUDGET_LIMIT = 0.02
 """Largest distance of the returned network's MACs from the budget, as a share of the dense ones, that meets it."""
 
 
-class DeviceError(UserError):
-    """The device does not work any more: nothing more can be run in this process."""
-
-
-class SourceError(UserError):
-    """The cell that this one begins with has not ended well."""
-
-
-class SkippedError(Exception):
-    """The method has no meaning for this task or backbone; the message says why."""
-
-
 def run_cell(cell: Cell, store: Store, *, profile: str | None = None, progress: Progress | None = None) -> Record:
     """Run a cell (from its checkpoint, if it has one), keep its record and return it.
 
@@ -71,6 +60,7 @@ def run_cell(cell: Cell, store: Store, *, profile: str | None = None, progress: 
     run = Run(cell, store, profile, progress)
     try:
         if run.setup.processes() > parallel.processes():
+            sources.check(cell, store)
             return ranks.launch(cell, store, profile, run.tell)
         run.prepare()
         network = run.train()
@@ -78,7 +68,7 @@ def run_cell(cell: Cell, store: Store, *, profile: str | None = None, progress: 
     except UserError:
         raise
     except torch.AcceleratorError as error:  # after which the device serves this process no more
-        raise DeviceError(f"the device failed ({_one_line(error)}); {_GOES_ON}") from error
+        raise DeviceError(f"the device failed ({one_line(error)}); {_GOES_ON}") from error
     except DivergedError as error:
         record = run.record("diverged", str(error))
     except SkippedError as error:
@@ -91,16 +81,17 @@ def run_cell(cell: Cell, store: Store, *, profile: str | None = None, progress: 
             store.write_record(record)
             return record
         log = store.write_log(run.key, getattr(error, "log", None) or traceback.format_exc())
-        record = run.record("failed", f"{_one_line(error)} (traceback in {log.relative_to(store.root)})")
+        record = run.record("failed", f"{one_line(error)} (traceback in {log.relative_to(store.root)})")
     store.write_record(record)
     store.drop_checkpoint(run.key)
     return record
 
 
 def record_failure(cell: Cell, store: Store, error: UserError, *, profile: str | None = None) -> Record:
-    """Keep and return the record of a cell that could not be run because of bad input."""
+    """Keep and return the record of a cell that could not be run because of bad input; it will start afresh."""
     record = Run(cell, store, profile).record("failed", str(error))
     store.write_record(record)
+    store.drop_checkpoint(record["run_key"])
     return record
 
 
@@ -132,15 +123,14 @@ class Run:
         self.key = cell.run_key()
         self.task = registry.task(cell.task)()
         self.method = registry.method(cell.method)
-        self.setup = registry.usable_setup(cell.setup)
+        self.setup = registry.setup(cell.setup)
         self.tell = progress or (lambda entry: None)
-        self.meter = TrainingMeter(parallel.processes())
-        self.watch, self.total_watch = Stopwatch(), Stopwatch()
+        self.meter = ClockedMeter(parallel.processes())
+        self.total_watch = Stopwatch()
         self.total_watch.__enter__()
         self.history: list[dict[str, Any]] = []
+        self.told = 0
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self.search_s = 0.0
-        self.source_s = (0.0, 0.0)
         self.peak_memory_bytes = 0
         self.dense_params: int | None = None
         self.dense_macs = 0
@@ -148,6 +138,7 @@ class Run:
 
     def prepare(self) -> None:
         """Load the data and make the job."""
+        registry.usable_setup(self.cell.setup)
         randomness.seed_all(self.cell.seed)
         self.setup.activate()
         example = self.setup.place(self.task.example())
@@ -157,7 +148,9 @@ class Run:
                 f"that their size must stay; use setup {self.cell.setup.removesuffix(ADAPTIVE)!r}"
             )
         self._measure_dense(example)  # before the data are fetched, because the backbone's name may be wrong
-        source = self._source()
+        source = sources.source_of(
+            self.cell, self.store, self.meter, lambda path: self.setup.place(load(path, self._build()))
+        )
         self.splits = _load(self.cell.task, self.setup.device, self.cell.train_samples)
         recipe = self.task.recipe.for_samples(self.cell.train_samples)
         self.runtime = SetupRuntime(self.setup, recipe.batch_size, self._adaptive(example, recipe.batch_size))
@@ -188,23 +181,23 @@ class Run:
     def train(self) -> nn.Module:
         """Runs the method to its end, from where the journal says that it stands; returns the network."""
         stages = self.method.run(self.job)
-        told = 0
         while True:
-            spent = self.watch.wall_s
             try:
-                with self.watch:
+                with self.meter.running():
                     stage = next(stages)
             except StopIteration as end:
+                self._keep_history()  # whole, also of a run that was killed after its last epoch
                 self.peak_memory_bytes = max(self.peak_memory_bytes, self.memory.bytes())
                 network: nn.Module = end.value
                 return network
-            if stage.purpose == "search":
-                self.search_s += self.watch.wall_s - spent
             self.history.append(self._entry(stage))
-            self.store.write_history(self.key, self.history)
-            for entry in self.history[told:]:
-                self.tell(entry)
-            told = len(self.history)
+            self._keep_history()
+
+    def _keep_history(self) -> None:
+        self.store.write_history(self.key, self.history)
+        for entry in self.history[self.told :]:
+            self.tell(entry)
+        self.told = len(self.history)
 
     def conclude(self, network: nn.Module) -> Record:
         """Measure the final network and fill in the record."""
@@ -231,12 +224,12 @@ class Run:
         """The record so far: what is not known is null."""
         source = self.cell.source()
         known = {
-            **vars(self.cell),
+            **asdict(self.cell),
             **results,
             "run_key": self.key,
             "schema": SCHEMA,
             "family": self.method.family,
-            "settings": vars(self.method.settings),
+            "settings": asdict(self.method.settings),
             "comparison_key": self.cell.comparison_key(),
             "method_key": self.cell.method_key(),
             "source_key": None if source is None else source.run_key(),
@@ -252,9 +245,9 @@ class Run:
             "dense_train_macs": self.dense_train_macs,
             "train_macs": self.meter.total,
             **{f"{purpose}_macs": self.meter.spent[purpose] for purpose in ("search", "source", "calibration")},
-            "wall_s": self.watch.wall_s + self.source_s[0],
-            "cpu_s": self.watch.cpu_s + self.source_s[1],
-            "search_s": self.search_s,
+            "wall_s": self.meter.wall_s,
+            "cpu_s": self.meter.cpu_s,
+            "search_s": self.meter.watches["search"].wall_s,
             "total_s": self.total_watch.wall_s,
             "peak_memory_bytes": self.peak_memory_bytes or None,
             "hardware": measure.hardware(),
@@ -269,19 +262,14 @@ class Run:
         return {
             "history": self.history,
             "started_at": self.started_at,
-            "watch": self.watch.state_dict(),
             "total_watch": self.total_watch.state_dict(),
-            "search_s": self.search_s,
-            "source_s": self.source_s,
             "peak_memory_bytes": max(self.peak_memory_bytes, self.memory.bytes()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what :meth:`state_dict` gave."""
         self.history, self.started_at = list(state["history"]), state["started_at"]
-        self.watch.load_state_dict(state["watch"])
         self.total_watch.load_state_dict(state["total_watch"])
-        self.search_s, self.source_s = state["search_s"], tuple(state["source_s"])
         self.peak_memory_bytes = state["peak_memory_bytes"]
 
     def _entry(self, stage: Stage) -> dict[str, Any]:
@@ -294,7 +282,7 @@ class Run:
             "val_metric": self._evaluate(stage.network, _Head(self.splits.val, CURVE_SAMPLES)),
             "macs": count_macs(stage.network, self.job.example),
             "train_macs": self.meter.total,
-            "wall_s": self.watch.wall_s,
+            "wall_s": self.meter.wall_s,
             "widths": output_channels(stage.network),
             "log": stage.log,
         }
@@ -333,40 +321,6 @@ class Run:
         self.store.write_architecture(self.key, text)
         self.store.write_weights(self.key, lambda path: save(network, text, path))
 
-    def _source(self) -> Source | None:
-        """What the cell that this one begins with arrived at.
-
-        Raises:
-            UserError: that cell has not ended well (then a SourceError), or its network was not kept.
-        """
-        cell = self.cell.source()
-        if cell is None:
-            return None
-        record, key = self.store.record(cell.run_key()), cell.run_key()
-        if record is None or record["status"] != "ok":
-            reason = "is not finished" if record is None else f"{record['status']}: {record['error']}"
-            raise SourceError(f"{self.cell.method} has nothing to begin with, because {cell.method} {reason}")
-        text = self.store.architecture(key)
-        if text is None:
-            raise UserError(
-                f"the architecture of the finished cell {cell} was not kept; delete "
-                f"{self.store.root / 'records' / f'{key}.json'} to have it run again"
-            )
-        return Source(record, text, partial(self._trained, cell), self.meter, self._bill_seconds)
-
-    def _trained(self, cell: Cell) -> nn.Module:
-        """The network that a finished cell returned."""
-        path = self.store.weights(cell.run_key())
-        if path is None:
-            raise UserError(
-                f"the weights of the finished cell {cell} are not in {self.store.root / 'weights'}; delete "
-                f"{self.store.root / 'records' / f'{cell.run_key()}.json'} to have it run again"
-            )
-        return self.setup.place(load(path, self._build()))
-
-    def _bill_seconds(self, wall_s: float, cpu_s: float) -> None:
-        self.source_s = (wall_s, cpu_s)
-
     def _adaptive(self, example: torch.Tensor, batch_size: int) -> AdaptiveBatch | None:
         if not self.setup.adaptive:
             return None
@@ -375,7 +329,7 @@ class Run:
 
     def _measure_dense(self, example: torch.Tensor) -> None:
         network = self._build()
-        _check_forward(network, example, self.cell.backbone, self.task)
+        check_forward(network, example, self.cell.backbone, self.task)
         self.dense_macs = count_macs(network, example)
         self.dense_params = _parameters(network)
         reason = self.method.skip(self.task, network)
@@ -408,10 +362,8 @@ class _Unclocked:
         return self._storage.read(name)
 
     def write(self, name: str, state: dict[str, Any]) -> None:
-        watch = self._run.watch
-        watch.__exit__(None, None, None)
-        self._storage.write(name, state)
-        watch.__enter__()
+        with self._run.meter.paused():
+            self._storage.write(name, state)
 
     def forget(self, prefix: str) -> None:
         self._storage.forget(prefix)
@@ -422,34 +374,5 @@ def _load(task: str, device: str, train_samples: int | None) -> Splits:
     return registry.task(task)().load(torch.device(device), train_samples)
 
 
-def _check_forward(network: nn.Module, example: torch.Tensor, backbone: str, task: Task) -> None:
-    """Raise UserError unless the backbone maps inputs of the task's shape to outputs of the task's shape."""
-    try:
-        with torch.inference_mode():
-            output = network.eval()(example)
-        wanted, found = task.output_shape(), tuple(getattr(output, "shape", ()))[1:]
-        if found == wanted:
-            return
-        fault = f"gives outputs of shape {_by(found)} instead of {_by(wanted)} for inputs of shape"
-        reason = ""
-    except DEVICE_ERRORS:
-        raise
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        fault, reason = "does not accept inputs of shape", f" ({_one_line(error)})"
-    raise UserError(
-        f"backbone {backbone!r} cannot serve task {task.name!r}: it {fault} {_by(example.shape[1:])}{reason}; choose "
-        f"one of {', '.join(registry.backbones_for(task))}"
-    )
-
-
-def _by(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
-
-
 def _parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -183,7 +183,7 @@ class Store:
         if not self._repair:
             _log.warning("damaged: %s (%s); its cell counts as not run", path, reason)
             return
-        folder = self.root / "damaged" / path.parent.name
+        folder = self.root / "damaged" / path.parent.relative_to(self.root)
         target = folder / path.name
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -241,7 +241,10 @@ class Checkpoint:
     def forget(self, prefix: str) -> None:
         """Drop every state whose name begins so."""
         for path in self._folder.glob(f"{prefix}*.pt"):
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise _store_error("remove", path, error) from error
 
 
 class ReadOnlyStore(Store):
