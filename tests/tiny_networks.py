@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nasbench_grow.contract.task import Splits
+from nasbench_grow.contract import Batch, Job, Recipe, Splits
+from nasbench_grow.growing.api import _OwnRecipe
 from nasbench_grow.tasks.digits import Digits
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
@@ -85,3 +87,48 @@ def digit_batches(epoch: int, steps: int, batch_size: int = 16) -> Iterator[tupl
     """The first ``steps`` batches of an epoch."""
     batches = digits().train.epoch(epoch, batch_size, seed=0)
     return (batch for batch, _ in zip(batches, range(steps), strict=False))
+
+
+class FewBatches:
+    """A training split that gives so many batches of digits an epoch, of a size of its own."""
+
+    def __init__(self, steps: int, batch_size: int) -> None:
+        self.steps, self.batch_size = steps, batch_size
+
+    def __len__(self) -> int:
+        return self.steps * self.batch_size
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        return self.steps
+
+    def epoch(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        return digit_batches(epoch, self.steps, self.batch_size)
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        return digit_batches(1, self.steps, self.batch_size)
+
+    def hold_out(self, share: float, batch_size: int = 1) -> Any:
+        raise NotImplementedError
+
+
+def small_job(
+    make: Callable[[], nn.Module],
+    *,
+    epochs: int = 10,
+    steps: int = 2,
+    batch_size: int = 8,
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = sgd,
+    rate: Callable[[float], float] | None = None,
+    **changes: Any,
+) -> Job:
+    """A job on digits with a dense network that is the same each time."""
+    arguments = {"budget": 0.5, "seed": 0, "granularity": 1, "loss": F.cross_entropy, **changes}
+    recipe: Recipe = _OwnRecipe(batch_size=batch_size, make=optimizer, rate=rate)
+    return Job(
+        epochs=epochs,
+        example=EXAMPLE,
+        recipe=recipe,
+        build=lambda: seeded(make),
+        train=FewBatches(steps, batch_size),
+        **arguments,
+    )
