@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_networks import EXAMPLE, Plain, Residual, seeded, small_job
+from tiny_networks import EXAMPLE, Kept, Plain, Residual, seeded, small_job
 from torch import Tensor, nn
 
 from nasbench_grow.backbones import create
@@ -335,24 +334,6 @@ def test_the_mean_loss_of_the_epoch_is_told():
 # --- stopping and going on ---
 
 
-class Kept:
-    """A storage that a file would be: what is read is what was written, as plain data."""
-
-    def __init__(self) -> None:
-        self.states: dict[str, bytes] = {}
-
-    def read(self, name: str) -> Any:
-        return torch.load(io.BytesIO(self.states[name]), weights_only=True) if name in self.states else None
-
-    def write(self, name: str, state: Any) -> None:
-        file = io.BytesIO()
-        torch.save(state, file)
-        self.states[name] = file.getvalue()
-
-    def forget(self, prefix: str) -> None:
-        self.states = {name: state for name, state in self.states.items() if not name.startswith(prefix)}
-
-
 @pytest.mark.parametrize("stop", [4, 7, 9], ids=["at a period's end", "within a period", "within another"])
 @pytest.mark.parametrize("settings", [RELAXED, replace(SCALED, periods=8, growth=1.0)], ids=["relaxation", "scaling"])
 def test_a_run_continues_bit_by_bit_from_what_was_kept(settings, stop):
@@ -459,7 +440,7 @@ def test_a_model_with_nothing_to_grow_is_refused(make, message):
 
 
 def test_training_data_that_end_before_they_said_are_named():
-    job = small_job(Plain, steps=5)
-    job.train.epoch = lambda epoch, size, seed: iter(list(type(job.train)(5, 8).epoch(epoch, size, seed))[:3])
+    job = small_job(Plain, steps=3)
+    job.train.steps_per_epoch = lambda batch_size: 5
     with pytest.raises(UserError, match="end after 3 of the 5 batches that epoch 1 should have"):
         next(scaling.run(job, SCALED))

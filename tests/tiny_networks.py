@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -90,10 +91,10 @@ def digit_batches(epoch: int, steps: int, batch_size: int = 16) -> Iterator[tupl
 
 
 class FewBatches:
-    """A training split that gives so many batches of digits an epoch, of a size of its own."""
+    """A training split that gives so many batches an epoch, of a size of its own: digits, or noise of another shape."""
 
-    def __init__(self, steps: int, batch_size: int) -> None:
-        self.steps, self.batch_size = steps, batch_size
+    def __init__(self, steps: int, batch_size: int, shape: tuple[int, ...]) -> None:
+        self.steps, self.batch_size, self.shape = steps, batch_size, shape
 
     def __len__(self) -> int:
         return self.steps * self.batch_size
@@ -102,13 +103,37 @@ class FewBatches:
         return self.steps
 
     def epoch(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
-        return digit_batches(epoch, self.steps, self.batch_size)
+        if self.shape == EXAMPLE.shape[1:]:
+            yield from digit_batches(epoch, self.steps, self.batch_size)
+            return
+        generator = torch.Generator().manual_seed(epoch)
+        for _ in range(self.steps):
+            inputs = torch.randn(self.batch_size, *self.shape, generator=generator)
+            yield inputs, torch.arange(self.batch_size) % 10
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        return digit_batches(1, self.steps, self.batch_size)
+        return self.epoch(1, batch_size, 0)
 
     def hold_out(self, share: float, batch_size: int = 1) -> Any:
         raise NotImplementedError
+
+
+class Kept:
+    """A storage that a file would be: what is read is what was written, as plain data."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, bytes] = {}
+
+    def read(self, name: str) -> Any:
+        return torch.load(io.BytesIO(self.states[name]), weights_only=True) if name in self.states else None
+
+    def write(self, name: str, state: Any) -> None:
+        file = io.BytesIO()
+        torch.save(state, file)
+        self.states[name] = file.getvalue()
+
+    def forget(self, prefix: str) -> None:
+        self.states = {name: state for name, state in self.states.items() if not name.startswith(prefix)}
 
 
 def small_job(
@@ -117,18 +142,19 @@ def small_job(
     epochs: int = 10,
     steps: int = 2,
     batch_size: int = 8,
+    example: Tensor = EXAMPLE,
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] = sgd,
     rate: Callable[[float], float] | None = None,
     **changes: Any,
 ) -> Job:
-    """A job on digits with a dense network that is the same each time."""
+    """A job with a dense network that is the same each time; on digits, or on noise of another example's shape."""
     arguments = {"budget": 0.5, "seed": 0, "granularity": 1, "loss": F.cross_entropy, **changes}
     recipe: Recipe = _OwnRecipe(batch_size=batch_size, make=optimizer, rate=rate)
     return Job(
         epochs=epochs,
-        example=EXAMPLE,
+        example=example,
         recipe=recipe,
         build=lambda: seeded(make),
-        train=FewBatches(steps, batch_size),
+        train=FewBatches(steps, batch_size, tuple(example.shape[1:])),
         **arguments,
     )
