@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +16,7 @@ from torch import nn
 from nasbench_grow.baselines.dense import Dense
 from nasbench_grow.baselines.uniform import Uniform
 from nasbench_grow.cli import main
-from nasbench_grow.contract.task import Batch
+from nasbench_grow.contract import Callback, ElasticModel, Job, Run
 from nasbench_grow.harness import registry
 from nasbench_grow.harness.adaptive import LARGEST, AdaptiveBatch, regrouped
 from nasbench_grow.harness.measure import activation_bytes
@@ -84,37 +83,43 @@ def test_activation_bytes_leave_the_network_and_the_random_numbers_as_they_were(
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-class Watched(Uniform):
-    """Uniform width that notes the batches and learning rates that it trains with."""
+class Watching(Callback):
+    """Notes the batches and learning rates that a network trains with."""
 
-    name = "watched"
     seen: ClassVar[list[tuple[int, float]]] = []
 
-    def train_epoch(self, batches: Iterable[Batch]) -> float:
-        def watched() -> Iterable[Batch]:
-            for inputs, targets in batches:
-                yield inputs, targets
-                self.seen.append((len(inputs), self.optimizer.param_groups[0]["lr"]))
+    def forward(self, model: ElasticModel, network: nn.Module, inputs: Any) -> Any:
+        self.seen.append((len(inputs), model.optimizer.param_groups[0]["lr"]))
+        return network(inputs)
 
-        return super().train_epoch(watched())
+
+class Watched(Uniform):
+    """Uniform width, watched."""
+
+    name = "watched"
+
+    def run(self, job: Job) -> Run:
+        model = job.model(self.choose(job))
+        yield from job.fit(model, Watching())
+        return model.network
 
 
 def test_the_learning_rate_follows_the_batch_and_the_schedule_ends_with_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "methods", lambda: {"watched": Watched, "dense": Dense})
-    monkeypatch.setattr(Watched, "seen", [])
+    monkeypatch.setattr(Watching, "seen", [])
     cell = small_cell(method="watched", budget=0.2, train_samples=640, backbone="cifar_resnet20", setup="cpu-adaptive")
 
     adaptive = run_cell(cell, Store(tmp_path))
     fixed = run_cell(replace(cell, setup="cpu"), Store(tmp_path))
 
     assert adaptive["status"] == fixed["status"] == "ok"
-    count = len(Watched.seen) - 2 * 20  # batches of 32 in two epochs of 640 samples, by the other run
+    count = len(Watching.seen) - 2 * 20  # batches of 32 in two epochs of 640 samples, by the other run
     assert count < 2 * 20
     recipe = registry.task("digits").recipe.for_samples(640)
     done = 0
-    for size, rate in Watched.seen[:count]:
+    for size, rate in Watching.seen[:count]:
         step = done // 32 + 1
         assert size > 32
         assert rate == pytest.approx(size / 32 * recipe.learning_rate_at(step / 40))
@@ -129,10 +134,10 @@ def test_in_another_precision_too_the_dense_network_has_the_batch_of_the_recipe(
     setup = replace(SETUPS["cpu-adaptive"], name="bf16-adaptive", precision="bf16")
     monkeypatch.setitem(SETUPS, setup.name, setup)
     monkeypatch.setattr(registry, "methods", lambda: {"watched": Watched, "dense": Dense})
-    monkeypatch.setattr(Watched, "seen", [])
+    monkeypatch.setattr(Watching, "seen", [])
     cell = small_cell(method="watched", budget=1.0, train_samples=640, backbone="cifar_resnet20", setup=setup.name)
     assert run_cell(cell, Store(tmp_path))["status"] == "ok"
-    assert {size for size, _ in Watched.seen} == {32}
+    assert {size for size, _ in Watching.seen} == {32}
 
 
 def test_a_growing_run_gets_larger_batches_while_it_is_small_and_resumes_identically(tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_networks import EXAMPLE, Residual, digit_batches, seeded, sgd
+from tiny_networks import EXAMPLE, Residual, seeded, small_job
 from torch import Tensor, nn
 
 import nasbench_grow
@@ -13,8 +16,10 @@ from nasbench_grow import count_macs, discover, extract
 from nasbench_grow.backbones import create
 from nasbench_grow.backbones.cifar_resnet import CifarResNet
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.growing.grower import Grower
-from nasbench_grow.growing.presets import PRESETS, Preset
+from nasbench_grow.contract import ElasticModel
+from nasbench_grow.growing import relaxation, scaling
+from nasbench_grow.growing.relaxation import RelaxationSettings
+from nasbench_grow.growing.scaling import ScalingSettings
 from nasbench_grow.structure.exactness import masked
 
 WIDTH = 8
@@ -141,72 +146,78 @@ def test_a_network_without_some_plain_layers_is_saved_and_loaded(tmp_path):
 # --- growing ---
 
 
-def grown(model: nn.Module, budget: float, epochs: int = 6, **changes: object) -> tuple[Grower, list[tuple[int, int]]]:
-    """A finished run, and the numbers of filters and layers that there were after every step."""
-    run = Grower(
-        model,
-        EXAMPLE,
-        budget=budget,
-        epochs=epochs,
-        steps_per_epoch=20,
-        loss=F.cross_entropy,
-        optimizer=sgd,
-        preset=Preset(**{**vars(PRESETS["default"]), **changes}),
-    )
+Settings = ScalingSettings | RelaxationSettings
+
+
+def grown(
+    make: Callable[[], nn.Module], budget: float, steps: int = 120, settings: Settings | None = None
+) -> tuple[ElasticModel, nn.Module, list[tuple[int, int]]]:
+    """A finished run: its model, what it returned, and the numbers of filters and layers after every step."""
+    job = small_job(make, epochs=steps, steps=1, budget=budget, batch_size=4)
+    settings = settings or ScalingSettings()
+    begin: Any = relaxation.begin if isinstance(settings, RelaxationSettings) else scaling.begin
+    model, growing = begin(job, settings)
     sizes = []
-    for epoch in range(epochs):
-        for batch in digit_batches(epoch, steps=20, batch_size=4):
-            run.train([batch])
-            now = run.space.effective(run.masks.present)
-            sizes.append((int(now[: run.space.filters].sum()), int(now[run.space.filters :].sum())))
-    return run, sizes
+    for _ in job.fit(model, growing):
+        now = model.space.effective(model.structures)
+        sizes.append((int(now[: model.space.filters].sum()), int(now[model.space.filters :].sum())))
+    return model, growing.finish(model), sizes
+
+
+def share(small: nn.Module, model: ElasticModel) -> float:
+    return count_macs(small, EXAMPLE) / model.space.macs(model.space.full())
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 5])
 def test_depth_and_width_grow_from_one_block_a_stage_and_one_filter_a_layer(blocks):
-    model = seeded(lambda: CifarResNet(blocks, 10, 1))
-    run, sizes = grown(model, budget=0.5)
-    assert len(run.space.layers) == 3 * blocks - 2
-    filters, layers = run.space.seed()[: run.space.filters], run.space.seed()[run.space.filters :]
-    assert not layers.any() and filters.sum() == len(run.space.groups)
-    assert abs(count_macs(run.finish(), EXAMPLE) / run.dense_macs - 0.5) <= 0.02
+    model, small, sizes = grown(lambda: CifarResNet(blocks, 10, 1), budget=0.5)
+    assert len(model.space.layers) == 3 * blocks - 2
+    seed = model.space.seed()
+    filters, layers = seed[: model.space.filters], seed[model.space.filters :]
+    assert not layers.any() and filters.sum() == len(model.space.groups)
+    assert abs(share(small, model) - 0.5) <= 0.02
     assert sizes[-1][0] > sizes[0][0] and sizes[-1][1] >= sizes[0][1]
 
 
 def test_a_plain_network_grows_in_depth_too():
-    run, sizes = grown(seeded(lambda: create("cifar_vgg16_bn", 10, 1)), budget=0.5, epochs=3)
-    assert len(run.space.layers) == 9
+    model, small, sizes = grown(lambda: create("cifar_vgg16_bn", 10, 1), budget=0.5, steps=60)
+    assert len(model.space.layers) == 9
     assert 0 < sizes[-1][1] < 9
-    assert abs(count_macs(run.finish(), EXAMPLE) / run.dense_macs - 0.5) <= 0.02
+    assert abs(share(small, model) - 0.5) <= 0.02
 
 
-@pytest.mark.parametrize("masks", ["default", "paper"])
-def test_only_filters_grow_where_only_filters_are_asked_for(masks):
-    run, sizes = grown(seeded(Residual), 0.5, **{**vars(PRESETS[masks]), "structures": "filters"})
+@pytest.mark.parametrize("kind", [ScalingSettings, RelaxationSettings])
+def test_only_filters_grow_where_only_filters_are_asked_for(kind):
+    options = {"periods": 6} if kind is RelaxationSettings else {}
+    _, small, sizes = grown(Residual, 0.5, settings=kind(structures="filters", **options))
     assert {layers for _, layers in sizes} == {3}
     assert sizes[0][0] < sizes[-1][0]
-    assert all(not isinstance(block, nn.Identity) for block in run.finish().blocks)
+    assert all(not isinstance(block, nn.Identity) for block in small.blocks)
 
 
-@pytest.mark.parametrize("masks", ["default", "paper"])
-def test_only_layers_grow_where_only_layers_are_asked_for(masks):
-    settings = {**vars(PRESETS[masks]), "structures": "layers", "logit_start": 0.5}
-    run, sizes = grown(seeded(lambda: CifarResNet(3, 10, 1)), 0.75, **settings)
-    small = run.finish()
-    wide = {name: conv.out_channels for name, conv in run.bank.named_modules() if isinstance(conv, nn.Conv2d)}
+@pytest.mark.parametrize(
+    "settings",
+    [ScalingSettings(structures="layers"), RelaxationSettings(structures="layers", logit_start=0.5, periods=6)],
+    ids=["scaling", "relaxation"],
+)
+def test_only_layers_grow_where_only_layers_are_asked_for(settings):
+    model, small, sizes = grown(lambda: CifarResNet(3, 10, 1), 0.75, settings=settings)
+    wide = {name: conv.out_channels for name, conv in model.dense.named_modules() if isinstance(conv, nn.Conv2d)}
     kept = {name: conv.out_channels for name, conv in small.named_modules() if isinstance(conv, nn.Conv2d)}
     assert kept.items() < wide.items()
-    if masks == "default":
+    if isinstance(settings, ScalingSettings):
         assert sizes[0][1] < sizes[-1][1] == 4
-        assert 0.6 * run.dense_macs < count_macs(small, EXAMPLE) <= 0.75 * run.dense_macs
+        assert 0.6 < share(small, model) <= 0.75
 
 
 def test_a_budget_that_the_frozen_structures_exceed_is_refused():
     with pytest.raises(UserError, match=r"budget 0\.01 is below the seed network's own cost"):
-        grown(seeded(Residual), 0.01, structures="layers")
+        grown(Residual, 0.01, settings=ScalingSettings(structures="layers"))
 
 
 def test_layers_alone_cannot_grow_where_there_are_none():
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 10))
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 10))
+
     with pytest.raises(UserError, match="structures 'layers' finds no removable layer"):
-        grown(model, 0.5, structures="layers")
+        grown(model, 0.5, settings=ScalingSettings(structures="layers"))

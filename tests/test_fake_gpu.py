@@ -100,15 +100,6 @@ def test_gates_wait_for_no_value(gated: tuple[Space, GatedNetwork], gpu: None) -
     assert scaled and all(tensor.device.type == "cuda" for tensor in scaled.values())
 
 
-def test_what_structures_are_worth_is_measured_without_waiting(gated: tuple[Space, GatedNetwork], gpu: None) -> None:
-    configuration, on_cpu = gated
-    network = moved(on_cpu)
-    for parameter in network.network.parameters():
-        parameter.grad = torch.empty_like(parameter)
-    slopes = network.slopes()
-    assert slopes.device.type == "cuda" and slopes.shape == (len(configuration),)
-
-
 def test_a_language_model_is_traced_where_it_is(gpu: None) -> None:
     with_stand_ins = recurrent.with_stand_ins(on_gpu(create("lstm_200", 50, 1)))
     logits = with_stand_ins(torch.zeros(1, 36, dtype=torch.int64, device="cuda"))

@@ -81,17 +81,6 @@ def test_the_gradient_of_the_gates_is_the_slope_of_the_output(family: str, seed:
     assert (gradient[~configuration.effective(present)] == 0).all()
 
 
-@pytest.mark.parametrize("family", MANY)
-@few
-@given(seed=seeds, share=shares)
-def test_where_all_gates_are_one_the_weights_gradients_tell_their_slopes(family: str, seed: int, share: float) -> None:
-    configuration, _, network, example = gated(family, seed, share)
-    gates = torch.ones(len(configuration), dtype=torch.double, requires_grad=True)
-    (wanted,) = torch.autograd.grad(network(example, gates).square().sum(), gates)
-    network(example).square().sum().backward()
-    torch.testing.assert_close(network.slopes(), wanted, rtol=1e-9, atol=1e-9 * float(wanted.abs().max()))
-
-
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("family", SEPARATE)
 def test_a_closed_gate_is_an_absent_structure(family: str, training: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -11,14 +10,20 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_networks import EXAMPLE, Plain, Residual, digit_batches, seeded, sgd
+from tiny_networks import EXAMPLE, Kept, Plain, Residual, seeded, small_job
 from torch import Tensor, nn
 
 from nasbench_grow.backbones import create
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.cost.macs import TrainingMeter, count_macs
-from nasbench_grow.growing.grower import Grower
-from nasbench_grow.growing.presets import PRESETS
+from nasbench_grow.contract import Stage
+from nasbench_grow.cost.macs import count_macs
+from nasbench_grow.growing import relaxation, scaling
+from nasbench_grow.growing.relaxation import RelaxationSettings
+from nasbench_grow.growing.scaling import ScalingSettings
+
+Settings = RelaxationSettings | ScalingSettings
+RELAXED, SCALED = RelaxationSettings(periods=8), ScalingSettings()
+both = pytest.mark.parametrize("settings", [RELAXED, SCALED], ids=["relaxation", "scaling"])
 
 
 def resnet20() -> nn.Module:
@@ -30,16 +35,39 @@ def wide() -> nn.Module:
     return Plain(48)
 
 
-def grower(make: Callable[[], nn.Module] = Residual, epochs: int = 10, **changes: Any) -> Grower:
-    """A grower on a fresh network that is the same each time."""
-    model = seeded(make)
-    arguments = {"budget": 0.5, "steps_per_epoch": 2, "loss": F.cross_entropy, "optimizer": sgd}
-    return Grower(model, EXAMPLE, epochs=epochs, **{**arguments, **changes})
+class Run:
+    """A run that can be stopped after every step: each epoch of its job is one step."""
+
+    def __init__(
+        self, make: Callable[[], nn.Module] = Residual, settings: Settings = SCALED, steps: int = 16, **changes: Any
+    ) -> None:
+        self.job = small_job(make, epochs=steps, steps=1, **changes)
+        begin: Any = relaxation.begin if isinstance(settings, RelaxationSettings) else scaling.begin
+        self.model, self.growing = begin(self.job, settings)
+        self.masks, self.space = self.growing.masks, self.model.space
+        self.stages = self.job.fit(self.model, self.growing)
+
+    @property
+    def cost(self) -> float:
+        return self.model.macs / self.space.macs(self.space.full())
+
+    def train(self, steps: int) -> list[Stage]:
+        return [next(self.stages) for _ in range(steps)]
+
+    def evaluated(self) -> nn.Module:
+        return self.growing.evaluated(self.model)
+
+    def finish(self) -> nn.Module:
+        return self.growing.finish(self.model)
 
 
-def train(run: Grower, epochs: int, steps: int = 2, batch_size: int = 8) -> None:
-    for epoch in range(1, epochs + 1):
-        run.train(digit_batches(epoch, steps, batch_size))
+def ended(stages: Any) -> nn.Module:
+    """What a run returns."""
+    while True:
+        try:
+            next(stages)
+        except StopIteration as end:
+            return end.value
 
 
 def tensors(network: nn.Module) -> dict[str, Tensor]:
@@ -50,13 +78,13 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def there(run: Grower, name: str, tensor: Tensor) -> Tensor:
-    """Which entries of a bank's tensor the present structures own, as a mask of its shape."""
-    mask = torch.ones(tensor.shape, dtype=torch.bool)
-    if not run.space.layer_present(run.masks.present, run.space.layer_of(name)):
+def there(run: Run, name: str, tensor: Tensor) -> Tensor:
+    """Which entries of a dense tensor the present structures own, as a mask of its shape."""
+    mask, present = torch.ones(tensor.shape, dtype=torch.bool), run.model.structures
+    if not run.space.layer_present(present, run.space.layer_of(name)):
         return torch.zeros_like(mask)
     for dim in range(tensor.ndim):
-        kept = run.space.kept(run.masks.present, (name, dim))
+        kept = run.space.kept(present, (name, dim))
         if kept is not None:
             along = torch.zeros(tensor.shape[dim], dtype=torch.bool)
             along[kept] = True
@@ -73,34 +101,34 @@ CASES = [(*run, budget) for run in RUNS for budget in (0.25, 0.5, 0.75)] + [(wid
 
 @pytest.mark.parametrize("make, epochs, seed, budget", CASES)
 def test_the_returned_network_meets_the_budget_and_is_the_last_sampled_one(make, epochs, seed, budget):
-    run = grower(make, epochs, budget=budget, seed=seed)
-    train(run, epochs, batch_size=4)
-    sampled, returned = run.network(), run.finish()
-    assert abs(count_macs(returned, EXAMPLE) / count_macs(run.bank, EXAMPLE) - budget) <= 0.02
+    job = small_job(make, epochs=epochs, budget=budget, seed=seed, batch_size=4)
+    returned = ended(scaling.run(job, SCALED)).eval()
+    assert abs(count_macs(returned, EXAMPLE) / job.dense_macs - budget) <= 0.02
     inputs = torch.randn(4, 1, 8, 8)
-    assert torch.equal(sampled(inputs), returned(inputs))
+    assert torch.equal(job.sampled.eval()(inputs), returned(inputs))
 
 
 @pytest.mark.parametrize("make, budget", [(Residual, 0.25), (Residual, 0.5), (resnet20, 0.75)])
-def test_growth_is_gradual_from_the_seed(make, budget):
-    run = grower(make, epochs=1, steps_per_epoch=40, budget=budget)
-    assert set(run.widths().values()) == {0, 1}
-    assert run.macs == run.space.macs(run.space.seed())
-    costs = [run.macs / run.dense_macs]
-    for batch in digit_batches(1, 40, batch_size=2):
-        run.train([batch])
-        costs.append(run.macs / run.dense_macs)
-    assert max(after - before for before, after in pairwise(costs)) <= 0.25
-    assert run.log()["largest_step"] == pytest.approx(max(abs(after - before) for before, after in pairwise(costs)))
+def test_growth_is_gradual_from_one_filter_a_layer(make, budget):
+    run = Run(make, steps=40, budget=budget, batch_size=2)
+    assert set(run.space.widths(run.model.present).values()) == {0, 1}
+    assert run.model.macs == run.space.macs(run.space.seed()) == count_macs(run.model.network, EXAMPLE)
+    costs = [run.cost]
+    for _ in range(40):
+        (stage,) = run.train(1)
+        costs.append(run.cost)
+    changes = [abs(after - before) for before, after in pairwise(costs)]
+    assert max(changes) <= 0.25
+    assert stage.log["largest_step"] == pytest.approx(max(changes))
     assert costs[-1] > 10 * costs[0]
 
 
 def test_removable_layers_appear():
-    run = grower(Residual, epochs=10)
+    run = Run(steps=20)
     layers = run.space.filters
     assert not run.masks.present[layers:].any()
-    assert isinstance(run.network().get_submodule("blocks.1"), nn.Identity)
-    train(run, 10)
+    assert isinstance(run.model.network.get_submodule("blocks.1"), nn.Identity)
+    run.train(20)
     assert run.masks.present[layers:].any()
     grown = [layer.name for index, layer in enumerate(run.space.layers) if run.masks.present[layers + index]]
     returned = run.finish()
@@ -116,168 +144,267 @@ class FixedStream(Residual):
         return self.fc(self.blocks(mixed).mean((2, 3)))
 
 
-@pytest.mark.parametrize("preset", ["paper", "default"])
-def test_a_seed_that_has_nothing_to_scale_grows_all_the_same(preset):
-    run = grower(FixedStream, budget=0.6, preset=preset)
+@both
+def test_a_seed_that_has_nothing_to_scale_grows_all_the_same(settings):
+    run = Run(FixedStream, settings, budget=0.6)
     assert all(group.layer is not None for group in run.space.groups)
     assert not run.masks.present[run.space.filters :].any()
-    train(run, 10)
+    run.train(16)
     assert run.finish()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
-    assert preset == "paper" or run.masks.present[run.space.filters :].any()
+    assert settings is RELAXED or run.masks.present[run.space.filters :].any()
 
 
 def test_the_log_tells_scheduled_and_actual_cost():
-    run = grower(Plain, epochs=10, budget=0.4)
-    seed = run.macs / run.dense_macs
-    start = run.log()
-    assert (start["target"], start["cost"]) == (pytest.approx(seed), pytest.approx(seed))
-    train(run, 10)
-    end = run.log()
-    assert (end["target"], end["cost"]) == (pytest.approx(0.4), pytest.approx(run.macs / run.dense_macs))
+    run = Run(Plain, replace(SCALED, growth=0.5), budget=0.4)
+    seed = run.cost
+    start = run.train(1)[0].log
+    assert start["cost"] == pytest.approx(seed) == start["target"]
+    run.train(3)
+    middle = run.train(1)[0].log  # four of the eight steps of growth are done
+    assert middle["target"] == pytest.approx(seed + 0.5 * (0.4 - seed))
+    end = run.train(11)[-1].log
+    assert (end["target"], end["cost"]) == (pytest.approx(0.4), pytest.approx(run.cost))
 
 
-@pytest.mark.parametrize("preset", ["paper", "default"])
-def test_the_network_now_is_an_ordinary_module_that_computes_what_is_trained(preset):
-    run = grower(Residual, epochs=4, preset=preset)
-    train(run, 3)
-    network = run.network()
+@both
+def test_the_network_now_is_an_ordinary_module_that_computes_what_is_trained(settings):
+    run = Run(settings=settings)
+    run.train(9)
+    network = run.evaluated().eval()
     inputs = torch.randn(3, 1, 8, 8)
     with torch.no_grad():
-        gated = run.gated.eval()(inputs, run.masks.gates())
-    assert torch.allclose(network(inputs), gated, atol=1e-5)
-    assert count_macs(network, EXAMPLE) == run.macs
+        run.model.network.eval()
+        trained = run.growing.forward(run.model, run.model.network, inputs)
+    assert torch.allclose(network(inputs), trained, atol=1e-5)
+    assert count_macs(network, EXAMPLE) == run.model.macs
     assert type(network) is Residual
-    before = tensors(network)
-    train(run, 1)
-    assert same(tensors(network), before), "the copy does not change when training goes on"
 
 
-@pytest.mark.parametrize("preset", ["paper", "default"])
-def test_hardening_leaves_the_run_able_to_finish_twice(preset):
-    run = grower(Residual, epochs=3, preset=preset)
-    train(run, 3)
+@both
+def test_a_run_can_be_finished_twice(settings):
+    run = Run(settings=settings)
+    run.train(6)
     assert same(tensors(run.finish()), tensors(run.finish()))
 
 
 # --- what it costs and what it touches ---
 
 
-@pytest.mark.parametrize("preset", ["paper", "default"])
-def test_the_training_meter_counts_the_networks_that_ran(preset):
-    meter = TrainingMeter()
-    run = grower(Residual, epochs=6, preset=preset, meter=meter)
+@both
+def test_the_training_meter_counts_the_networks_that_ran(settings):
+    run = Run(settings=settings, batch_size=5)
     total = 0
-    for epoch in range(1, 7):
-        for inputs, target in digit_batches(epoch, 2, batch_size=4 + epoch):
-            run.train([(inputs, target)])
-            total += 3 * count_macs(run.gated.network, EXAMPLE) * len(inputs)
-    assert meter.total == total
+    for _ in range(16):
+        run.train(1)
+        total += 3 * count_macs(run.model.network, EXAMPLE) * 5
+        assert run.job.meter.spent == {**dict.fromkeys(run.job.meter.spent, 0), "training": total}
 
 
-@pytest.mark.parametrize("preset", ["paper", replace(PRESETS["default"], newborn="fresh")], ids=["paper", "priced"])
-def test_absent_structures_are_not_touched(preset):
-    run = grower(Residual, epochs=8, preset=preset)
+@both
+def test_absent_structures_are_not_touched(settings):
+    run = Run(settings=settings, batch_size=4)
     absent = 0
-    for epoch in range(1, 9):
-        for batch in digit_batches(epoch, 2, batch_size=4):
-            before = tensors(run.bank)
-            mine = {name: there(run, name, tensor) for name, tensor in before.items()}
-            run.train([batch])  # where a period ends, this first writes back what was present until then
-            for name, tensor in run.bank.state_dict().items():
-                assert torch.equal(tensor[~mine[name]], before[name][~mine[name]]), name
-            absent += sum(int((~mask).sum()) for mask in mine.values())
+    for _ in range(16):
+        before = tensors(run.model.dense)
+        mine = {name: there(run, name, tensor) for name, tensor in before.items()}
+        run.train(1)  # where a period ends, this first writes back what was present until then
+        for name, tensor in run.model.dense.state_dict().items():
+            assert torch.equal(tensor[~mine[name]], before[name][~mine[name]]), name
+        absent += sum(int((~mask).sum()) for mask in mine.values())
     assert absent > 0
 
 
 def test_what_was_trained_is_written_back():
-    run = grower(Residual, epochs=5, preset=replace(PRESETS["default"], periods=5, growth=1.0, settle=1.0))
-    for epoch in range(1, 5):
-        run.train(digit_batches(epoch, 2 if epoch == 1 else 1, batch_size=4))  # to the end of a period
-        trained, present = tensors(run.gated.network), run.masks.present
-        mine = {name: there(run, name, tensor) for name, tensor in run.bank.state_dict().items()}
-        run.train(digit_batches(epoch, 1, batch_size=4))
-        assert not torch.equal(run.masks.present, present)
+    run = Run(settings=replace(SCALED, periods=5, growth=1.0), steps=15, batch_size=4)
+    for steps in (3, 2, 2, 2):
+        run.train(steps)  # to the end of a period
+        trained, present = tensors(run.model.network), run.masks.present
+        mine = {name: there(run, name, tensor) for name, tensor in run.model.dense.state_dict().items()}
+        run.train(1)
+        assert not torch.equal(run.model.structures, present)
         for name, tensor in trained.items():
-            assert torch.equal(run.bank.state_dict()[name][mine[name]], tensor.flatten()), name
+            assert torch.equal(run.model.dense.state_dict()[name][mine[name]], tensor.flatten()), name
 
 
-@pytest.mark.parametrize("preset", ["paper", "default"])
-def test_only_the_present_structures_have_weights_and_optimizer_state(preset):
-    run = grower(Residual, epochs=8, preset=preset)
-    for epoch in range(1, 9):
-        run.train(digit_batches(epoch, 2, batch_size=4))
+@both
+def test_only_the_present_structures_have_weights_and_optimizer_state(settings):
+    run = Run(settings=settings, batch_size=4)
+    for _ in range(16):
+        run.train(1)
         sizes = dict(run.space.sizes(run.masks.present))
-        assert {name: tuple(tensor.shape) for name, tensor in run.gated.network.state_dict().items()} == sizes
-        trained = {id(parameter) for parameter in run.gated.network.parameters()}
-        optimized = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+        assert {name: tuple(tensor.shape) for name, tensor in run.model.network.state_dict().items()} == sizes
+        trained = {id(parameter) for parameter in run.model.network.parameters()}
+        optimized = [parameter for group in run.model.optimizer.param_groups for parameter in group["params"]]
         assert {id(parameter) for parameter in optimized} == trained and len(optimized) == len(trained)
-        assert {id(parameter) for parameter in run.optimizer.state} <= trained
-        for parameter, state in run.optimizer.state.items():
+        assert {id(parameter) for parameter in run.model.optimizer.state} <= trained
+        for parameter, state in run.model.optimizer.state.items():
             assert state["momentum_buffer"].shape == parameter.shape
 
 
+@both
+def test_survivors_keep_their_momentum_and_newborn_filters_start_with_none(settings):
+    run = Run(Plain, settings)
+    moved = 0
+    for _ in range(16):
+        run.train(1)
+        before, network, optimizer = run.model.present, run.model.network, run.model.optimizer
+        after = run.space.full()
+        run.model.resize(after)
+        for index, (name, parameter) in enumerate(run.model.network.named_parameters()):
+            momentum = run.model.optimizer.state[parameter]["momentum_buffer"]
+            old = optimizer.state[dict(network.named_parameters())[name]]["momentum_buffer"]
+            axes = [run.space.kept(before, (name, dim)) for dim in range(parameter.ndim)]
+            kept = [torch.arange(n) if axis is None else axis for n, axis in zip(parameter.shape, axes, strict=True)]
+            grid = torch.meshgrid(*kept, indexing="ij")
+            assert torch.equal(momentum[grid], old), index
+            rest = momentum.clone()
+            rest[grid] = 0
+            assert not rest.any()
+            moved += int(old.count_nonzero())
+        run.model.resize(before)
+    assert moved > 0
+
+
+def test_zero_initialised_newborns_leave_the_function_as_it_was():
+    run = Run(settings=replace(SCALED, newborn="zero", growth=1.0, periods=16))
+    inputs = torch.randn(4, 1, 8, 8)
+    seen, births = [], []
+    resize = run.model.resize
+
+    def watched(present: Tensor, newborn: Any = "initial") -> None:
+        run.model.network.eval()
+        with torch.no_grad():
+            before = run.model.network(inputs)
+            grew = run.space.effective(present).sum() > run.space.effective(run.model.structures).sum()
+            resize(present, newborn)
+            seen.append((run.model.network.eval()(inputs) - before).abs().max())
+        births.append(bool(grew))
+        run.model.network.train()
+
+    run.model.resize = watched
+    run.train(16)
+    assert sum(births) >= 5
+    assert max(seen) <= 1e-5
+
+
+# --- learning rates ---
+
+
 def test_the_learning_rate_is_that_of_the_step():
-    rates = []
+    asked = []
 
-    def rate(step: int) -> float:
-        rates.append(step)
-        return 0.01 * (step + 1)
+    def rate(progress: float) -> float:
+        asked.append(progress)
+        return progress
 
-    run = grower(Plain, epochs=5, learning_rate_at=rate)
-    train(run, 5)
-    assert sorted(set(rates)) == list(range(10))
-    assert all(group["lr"] == pytest.approx(0.1) for group in run.optimizer.param_groups)
+    run = Run(Plain, steps=10, rate=rate)
+    for step in range(1, 11):
+        (stage,) = run.train(1)
+        assert stage.learning_rate == pytest.approx(step / 10)
+        assert all(group["lr"] == pytest.approx(step / 10) for group in run.model.optimizer.param_groups)
+    assert sorted(set(asked)) == pytest.approx([step / 10 for step in range(1, 11)])
 
 
-def test_the_mean_loss_is_returned():
+def test_groups_with_learning_rates_of_their_own_keep_their_ratio_through_every_restructuring():
+    def optimizer(network: nn.Module) -> torch.optim.Optimizer:
+        weights = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+        others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+        return torch.optim.SGD([{"params": weights, "lr": 0.2}, {"params": others, "lr": 0.05}], momentum=0.9)
+
+    run = Run(Plain, steps=10, optimizer=optimizer, rate=lambda progress: 1 - 0.5 * progress)
+    for step in range(1, 11):
+        run.train(1)
+        rates = [group["lr"] for group in run.model.optimizer.param_groups]
+        assert rates == pytest.approx([1 - 0.05 * step, 0.25 * (1 - 0.05 * step)])
+    assert run.model.macs > 3 * run.space.macs(run.space.seed())
+
+
+def test_the_mean_loss_of_the_epoch_is_told():
     seen = []
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
         seen.append(F.cross_entropy(output, target))
         return seen[-1]
 
-    run = grower(Plain, loss=loss)
-    mean = run.train(digit_batches(1, 2))
-    assert mean == pytest.approx(sum(value.item() for value in seen) / 2)
+    job = small_job(Plain, steps=3, loss=loss)
+    stage = next(scaling.run(job, SCALED))
+    assert stage.loss == pytest.approx(sum(value.item() for value in seen) / 3)
 
 
 # --- stopping and going on ---
 
 
 @pytest.mark.parametrize("stop", [4, 7, 9], ids=["at a period's end", "within a period", "within another"])
-@pytest.mark.parametrize("preset", ["paper", "default"])
-def test_a_run_continues_bit_by_bit_from_its_state(preset, stop):
-    chosen = PRESETS[preset] if preset == "paper" else replace(PRESETS["default"], periods=8)
-    arguments = {"epochs": 8, "preset": chosen, "seed": 5}
-    batches = [batch for epoch in range(8) for batch in digit_batches(epoch, 2)]
-    straight = grower(Residual, **arguments)
-    straight.train(batches)
+@pytest.mark.parametrize("settings", [RELAXED, replace(SCALED, periods=8, growth=1.0)], ids=["relaxation", "scaling"])
+def test_a_run_continues_bit_by_bit_from_what_was_kept(settings, stop):
+    straight = Run(settings=settings, seed=5)
+    straight.train(16)
 
-    first = grower(Residual, **arguments)
-    first.train(batches[:stop])
-    file = io.BytesIO()
-    torch.save(first.state_dict(), file)
-    file.seek(0)
-    second = grower(Residual, **arguments)
-    second.load_state_dict(torch.load(file, weights_only=True))
-    assert second.macs == first.macs
-    second.train(batches[stop:])
+    kept = Kept()
+    first = Run(settings=settings, seed=5, storage=kept)
+    first.train(stop + 1)  # of which the last one was not kept before the run was killed
+    second = Run(settings=settings, seed=5, storage=kept)
+    (stage,) = second.train(1)
+    assert second.job.clock.end == stop + 1
+    assert same(tensors(stage.network), tensors(first.evaluated()))
+    second.train(16 - stop - 1)
 
     assert torch.equal(second.masks.present, straight.masks.present)
-    assert torch.equal(second.masks.logits, straight.masks.logits)
-    assert same(tensors(second.network()), tensors(straight.network()))
+    assert same(tensors(second.evaluated()), tensors(straight.evaluated()))
     assert same(tensors(second.finish()), tensors(straight.finish()))
+    assert second.job.meter.total == straight.job.meter.total
 
 
-@pytest.mark.parametrize("preset", ["paper", "default"])
-def test_the_same_seed_gives_the_same_network_and_another_seed_another(preset):
+@both
+def test_the_same_seed_gives_the_same_network_and_another_seed_another(settings):
     def present(seed: int) -> Tensor:
-        run = grower(Residual, epochs=10, preset=preset, seed=seed)
-        train(run, 10)
+        run = Run(settings=settings, seed=seed, batch_size=4)
+        run.train(16)
         return run.masks.present
 
     assert torch.equal(present(1), present(1))
     assert not torch.equal(present(1), present(2))
+
+
+# --- the elastic model ---
+
+
+def test_a_model_that_was_never_resized_is_the_dense_one():
+    model = small_job(Residual).model()
+    assert model.network is model.dense and model.present is None
+    assert torch.equal(model.structures, model.space.full())
+    assert model.macs == count_macs(model.dense, EXAMPLE)
+    state = model.state_dict()
+    assert state["dense"] is None, "its weights are kept once"
+    other = small_job(lambda: seeded(Residual, 3)).model()
+    other.resize(other.space.seed())
+    other.load_state_dict(state)
+    assert other.network is other.dense and same(tensors(other.network), tensors(model.network))
+
+
+def test_resizing_to_what_is_there_changes_nothing():
+    model = small_job(Residual).model()
+    model.unchanged = 3
+    optimizer = model.optimizer
+    model.resize(model.space.full())
+    assert (model.network is model.dense, model.optimizer is optimizer, model.unchanged) == (True, True, 3)
+
+    model.resize(model.space.seed())
+    network, optimizer = model.network, model.optimizer
+    assert model.unchanged == 0
+    model.unchanged = 2
+    model.resize(model.space.seed(), "zero")
+    assert (model.network is network, model.optimizer is optimizer, model.unchanged) == (True, True, 2)
+
+
+def test_the_structures_that_were_asked_for_may_be_written_over():
+    model = small_job(Residual).model()
+    wanted = model.space.seed()
+    model.resize(wanted)
+    wanted[:] = True
+    assert torch.equal(model.structures, model.space.seed())
+    model.resize(wanted)
+    assert model.macs == count_macs(Residual(), EXAMPLE)
 
 
 # --- bad input ---
@@ -285,7 +412,7 @@ def test_the_same_seed_gives_the_same_network_and_another_seed_another(preset):
 
 def refused(message: str, **changes: Any) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        grower(**changes)
+        Run(**changes)
     assert "\n" not in str(caught.value)
 
 
@@ -294,22 +421,26 @@ def test_a_budget_outside_its_range_is_refused(budget):
     refused(r"outside \(0, 1\]", budget=budget)
 
 
-def test_a_budget_below_the_seed_is_refused():
-    refused("below the seed network's own cost", budget=1e-5)
-
-
-def test_an_unknown_preset_is_refused():
-    refused("unknown preset 'papers'; did you mean 'paper'", preset="papers")
+@both
+def test_a_budget_below_the_seed_is_refused(settings):
+    refused("below the seed network's own cost", budget=1e-5, settings=settings)
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "message"),
     [
-        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
-        lambda: nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten()),
-        lambda: nn.Sequential(nn.AvgPool2d(2), nn.Flatten()),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "nothing in this model can be grown"),
+        (lambda: nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten()), "nothing in this model can be grown"),
+        (lambda: nn.Sequential(nn.AvgPool2d(2), nn.Flatten()), "no parameters: there is nothing to train"),
     ],
     ids=["one linear layer", "one convolution", "no weights"],
 )
-def test_a_model_with_nothing_to_grow_is_refused(make):
-    refused("nothing in this model can be grown", make=make)
+def test_a_model_with_nothing_to_grow_is_refused(make, message):
+    refused(message, make=make)
+
+
+def test_training_data_that_end_before_they_said_are_named():
+    job = small_job(Plain, steps=3)
+    job.train.steps_per_epoch = lambda batch_size: 5
+    with pytest.raises(UserError, match="end after 3 of the 5 batches that epoch 1 should have"):
+        next(scaling.run(job, SCALED))

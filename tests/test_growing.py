@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -22,9 +21,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import nasbench_grow
-from nasbench_grow import UserError, count_macs, describe, grow, load, rebuild
+from nasbench_grow import (
+    RelaxationSettings,
+    ScalingSettings,
+    UserError,
+    count_macs,
+    describe,
+    grow,
+    load,
+    rebuild,
+)
 from nasbench_grow.growing.api import Grown
-from nasbench_grow.growing.presets import PRESETS
+
+both = pytest.mark.parametrize("settings", [RelaxationSettings(), ScalingSettings()], ids=["relaxation", "scaling"])
 
 
 def samples(count: int = 24, shape: tuple[int, ...] = (1, 8, 8)) -> TensorDataset:
@@ -71,9 +80,9 @@ def test_a_user_written_model_becomes_a_small_ordinary_network():
     assert network.conv2.out_channels == network.conv2.weight.shape[0] == network.bn2.num_features < 16
 
 
-@pytest.mark.parametrize("preset", ["paper", "default"])
-def test_the_macs_are_those_of_the_network(preset):
-    grown = grown_from(seeded(Plain), preset=preset, epochs=4)
+@both
+def test_the_macs_are_those_of_the_network(settings):
+    grown = grown_from(seeded(Plain), settings=settings, epochs=4)
     assert grown.macs == count_macs(grown.network, EXAMPLE)
     assert grown.dense_macs == count_macs(Plain(), EXAMPLE)
     assert grown.dense_train_macs == 3 * grown.dense_macs * 24 * 4
@@ -85,15 +94,14 @@ def test_the_budget_is_met():
 
 
 def test_the_history_has_an_entry_an_epoch():
-    slow = replace(PRESETS["default"], growth=0.5, settle=0.8)
-    grown = grown_from(seeded(Plain), preset=slow)
+    grown = grown_from(seeded(Plain), settings=ScalingSettings(growth=0.5))
     history = grown.history
     assert [entry["epoch"] for entry in history] == list(range(1, 9))
     assert all(math.isfinite(entry["loss"]) for entry in history)
     assert history[0]["cost"] < history[-1]["cost"] == pytest.approx(grown.macs / grown.dense_macs)
     network = grown.network
     widths = {name: network.get_submodule(name).out_channels for name in ("conv1", "conv2", "conv3")}
-    assert history[-1]["widths"] == widths
+    assert history[-1]["widths"] == {**widths, "fc": 10}
 
 
 def test_progress_is_silent_when_it_is_off(capfd):
@@ -122,6 +130,28 @@ def test_loss_optimizer_and_schedule_of_ones_own_are_used():
     assert grown.history[0]["loss"] == pytest.approx(sum(value.item() for value in losses[:3]) / 3)
 
 
+def test_the_rates_of_an_optimizer_of_ones_own_stay_and_keep_their_ratio_under_a_schedule():
+    made = []
+
+    def two_rates(network: nn.Module) -> torch.optim.Optimizer:
+        head = list(network.fc.parameters())
+        rest = [parameter for name, parameter in network.named_parameters() if not name.startswith("fc.")]
+        made.append(torch.optim.SGD([{"params": rest, "lr": 0.02}, {"params": head, "lr": 0.1}]))
+        return made[-1]
+
+    def rates() -> list[float]:
+        return [group["lr"] for group in made[-1].param_groups]
+
+    grown_from(seeded(Plain), epochs=2, optimizer=two_rates)
+    assert len(made) > 2 and rates() == [0.02, 0.1]
+    grown_from(seeded(Plain), epochs=2, optimizer=two_rates, learning_rate_at=lambda progress: 0.03 * progress)
+    assert rates() == pytest.approx([0.03, 0.15])
+
+
+def test_what_is_returned_holds_no_gradients():
+    assert all(parameter.grad is None for parameter in plain().network.parameters())
+
+
 def test_the_same_seed_gives_the_same_network():
     other = grown_from(seeded(Plain)).network.state_dict()
     first = plain().network.state_dict()
@@ -141,6 +171,20 @@ def test_any_iterable_of_batches_will_do(loader):
     assert grown.dense_train_macs == 3 * grown.dense_macs * 24 * 2
 
 
+class Counted(Stream):
+    passes = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        Counted.passes += 1
+        yield from super().__iter__()
+
+
+def test_a_loader_without_a_length_is_counted_once(monkeypatch):
+    monkeypatch.setattr(Counted, "passes", 0)
+    grow(seeded(Plain), EXAMPLE, DataLoader(Counted(), batch_size=8), epochs=3, progress=False)
+    assert Counted.passes == 1 + 3
+
+
 # --- bad input ---
 
 
@@ -150,15 +194,15 @@ def refused(message: str, call: Callable[[], Any]) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("preset", ["paper", "default"])
+@both
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_loss_that_is_no_number_stops_the_run(value, preset):
+def test_a_loss_that_is_no_number_stops_the_run(value, settings):
     def loss(output: Tensor, target: Tensor) -> Tensor:
         return value * output.sum()
 
     refused(
-        "the loss became .* in epoch 1; give a lower learning rate",
-        lambda: grown_from(seeded(Plain), loss=loss, preset=preset, optimizer=sgd),
+        "the training loss became .* in epoch 1; give a lower learning rate",
+        lambda: grown_from(seeded(Plain), loss=loss, settings=settings, optimizer=sgd),
     )
 
 
@@ -171,6 +215,22 @@ def test_an_empty_loader_is_refused():
     refused("the loader gives no batch", lambda: grow(Plain(), EXAMPLE, [], progress=False))
 
 
+class Short(list):
+    """Says that it has more batches than it gives."""
+
+    def __len__(self) -> int:
+        return super().__len__() + 2
+
+
+@both
+def test_a_loader_that_gives_fewer_batches_than_it_says_is_refused(settings):
+    loader = Short(DataLoader(samples(), batch_size=8))
+    refused(
+        "the training data end after 3 of the 5 batches that epoch 1 should have",
+        lambda: grow(seeded(Plain), EXAMPLE, loader, settings=settings, progress=False),
+    )
+
+
 def test_a_loader_that_can_be_looped_over_only_once_is_refused():
     once = (batch for batch in DataLoader(samples(), batch_size=8))
     refused("generator gives its batches only once", lambda: grow(Plain(), EXAMPLE, once, progress=False))
@@ -178,7 +238,7 @@ def test_a_loader_that_can_be_looped_over_only_once_is_refused():
 
 def test_a_model_without_parameters_is_refused():
     model = nn.Sequential(nn.AvgPool2d(2), nn.Flatten())
-    refused("nothing in this model can be grown", lambda: grown_from(model))
+    refused("no parameters: there is nothing to train", lambda: grown_from(model))
 
 
 def test_a_budget_out_of_range_is_refused():

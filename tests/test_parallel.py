@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from nasbench_grow.base.parallel import from_first, sharing_batches
+from nasbench_grow.contract import Job, Recipe
 from nasbench_grow.data.segmentation import VOID
-from nasbench_grow.growing.grower import Grower
+from nasbench_grow.growing import relaxation
+from nasbench_grow.growing.relaxation import RelaxationSettings
 from nasbench_grow.harness import ranks, registry
 from nasbench_grow.harness.store import Store
 
@@ -73,25 +76,45 @@ def segmentation_gradients(part: slice) -> dict[str, Tensor]:
 
 def everything(part: slice) -> dict[str, Tensor]:
     made = from_first(lambda: torch.tensor(float(part.start == 0)))
-    return {**two_steps(part), **segmentation_gradients(part), "present": growth(part), "made by the first": made}
+    return {**two_steps(part), **segmentation_gradients(part), "grown": growth(part), "made by the first": made}
+
+
+class Same:
+    """The same batch, so many times an epoch."""
+
+    def __init__(self, steps: int, inputs: Tensor, targets: Tensor) -> None:
+        self.steps, self.batch = steps, (inputs, targets)
+
+    def __len__(self) -> int:
+        return self.steps * len(self.batch[0])
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        return self.steps
+
+    def epoch(self, epoch: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self.steps * [self.batch])
 
 
 def growth(part: slice) -> Tensor:
-    """The structures that a few steps of growing on a part of each batch arrive at."""
+    """The structures, and the logits by which they were chosen, after a few steps of growing on a part of each batch:
+    the gates have gradients too, which all processes must agree on."""
     model = network().float()
     inputs, targets = batch()
-    grower = Grower(
-        model,
-        inputs[:1].float(),
+    job = Job(
         budget=0.5,
+        seed=0,
         epochs=4,
-        steps_per_epoch=5,
+        granularity=1,
+        example=inputs[:1].float(),
+        recipe=Recipe(learning_rate=0.1),
         loss=F.cross_entropy,
-        optimizer=lambda network: torch.optim.SGD(network.parameters(), lr=0.1),
+        build=lambda: model,
+        train=Same(5, inputs[part].float(), targets[part]),
     )
-    for _ in range(4):
-        grower.train(5 * [(inputs[part].float(), targets[part])])
-    return grower.masks.present
+    growing_model, growing = relaxation.begin(job, RelaxationSettings(periods=10, mask_learning_rate=1.0))
+    for _ in job.fit(growing_model, growing):
+        pass
+    return torch.cat([growing_model.structures.float(), growing.masks.logits.detach()])
 
 
 def one_process(number: int, folder: Path) -> None:
@@ -181,7 +204,7 @@ def test_a_killed_process_ends_the_run_with_one_line_and_the_run_goes_on(tmp_pat
 
 def kill_second_rank_after_an_epoch(main: subprocess.Popen[str], store: Store) -> None:
     deadline = time.monotonic() + TIMEOUT_S
-    while not list(store.root.glob("checkpoints/*.pt")):
+    while not list(store.root.glob("checkpoints/*/*.pt")):
         assert main.poll() is None and time.monotonic() < deadline, "the run ended before its first epoch"
         time.sleep(0.01)
     for process in psutil.Process(main.pid).children(recursive=True):

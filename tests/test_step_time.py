@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_networks import Kept, small_job
 from torch import Tensor, nn
 
 import nasbench_grow
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.base.folders import FOLDER_VARIABLE
 from nasbench_grow.cli import main
-from nasbench_grow.data.cache import FOLDER_VARIABLE
-from nasbench_grow.growing.grower import Grower
-from nasbench_grow.growing.presets import PRESETS, Preset
-from nasbench_grow.structure import step_time
+from nasbench_grow.contract import ElasticModel, Job
+from nasbench_grow.growing import scaling
+from nasbench_grow.growing.growing import Growing
+from nasbench_grow.growing.scaling import ScalingSettings
 from nasbench_grow.structure.discovery import discover
 from nasbench_grow.structure.selection import select, uniform_keys
 from nasbench_grow.structure.space import Space
@@ -126,21 +128,23 @@ def test_structures_are_bought_where_they_are_cheap(tmp_path: Path) -> None:
     assert int(chosen[space.groups[1].structures].sum()) < int(by_macs[space.groups[1].structures].sum())
 
 
-def grower(**changes: Any) -> Grower:
-    torch.manual_seed(0)
-    arguments: dict[str, Any] = {
-        **{"budget": 0.5, "epochs": 4, "steps_per_epoch": 3, "loss": F.cross_entropy},
-        **{"optimizer": lambda network: torch.optim.SGD(network.parameters(), lr=0.05)},
-        **{"preset": Preset(**{**vars(PRESETS["default"]), "cost": "time", "periods": 12})},
-        **{"timing": Timing(batch_size=4)},
-    }
-    return Grower(Three(), EXAMPLE, **{**arguments, **changes})
+IN_TIME = ScalingSettings(cost="time", periods=12)
 
 
-def batches(first: int, last: int) -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    found = [(torch.randn(4, 3, 8, 8, generator=generator), torch.arange(4)) for _ in range(last)]
-    return found[first:]
+def job(make: Callable[[], nn.Module], example: Tensor, batch_size: int, **changes: Any) -> Job:
+    """Twelve steps with times at hand."""
+    timing = Timing(batch_size)
+
+    def price(space: Space, dense: nn.Module) -> StepTime:
+        return StepTime(space, dense, example, timing)
+
+    return small_job(make, epochs=12, steps=1, batch_size=batch_size, example=example, price=price, **changes)
+
+
+def begun(**changes: Any) -> tuple[ElasticModel, Growing, Iterator[Any]]:
+    running = job(Three, EXAMPLE, 4, **changes)
+    model, growing = scaling.begin(running, IN_TIME)
+    return model, growing, running.fit(model, growing)
 
 
 LARGE = torch.zeros(1, 3, 32, 32)
@@ -157,46 +161,41 @@ def large_network() -> Three:
 
 
 def test_growing_ends_at_its_budget_of_time_by_the_clock_of_this_machine() -> None:
-    arguments = {"epochs": 4, "steps_per_epoch": 3, "loss": F.cross_entropy, "timing": Timing(batch_size=8)}
-    preset = Preset(**{**vars(PRESETS["default"]), "cost": "time", "periods": 12})
-    run = Grower(
-        large_network(),
-        LARGE,
-        budget=0.6,
-        preset=preset,
-        optimizer=lambda network: torch.optim.SGD(network.parameters(), lr=0.05),
-        **arguments,
-    )
-    run.train(large_batches(12))
-    assert run.step_time is not None
-    network = run.finish()
+    running = job(large_network, LARGE, 8, budget=0.6)
+    model, growing = scaling.begin(running, IN_TIME)
+    last = list(running.fit(model, growing))[-1]
+    times, network = growing.masks.cost_of, growing.finish(model)
 
-    assert 0 < run.step_time(run.masks.present) <= 0.6 * run.step_time(run.space.full())
-    assert run.log()["cost"] == pytest.approx(run.masks.cost)
+    assert 0 < times(model.structures) <= 0.6 * times(model.space.full())
+    assert last.log["cost"] == pytest.approx(times(model.structures) / times(model.space.full()))
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
 def test_a_run_goes_on_with_the_times_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def clock(scale: float) -> Stopwatch:
-        return Stopwatch(lambda kind, outputs, inputs: outputs ** (scale if kind == "linear" else 1) * inputs)
+    def timed_by(scale: float) -> None:
+        clock = Stopwatch(lambda kind, outputs, inputs: outputs ** (scale if kind == "linear" else 1) * inputs)
+        monkeypatch.setattr(StepTime.__init__, "__kwdefaults__", {"clock": clock, "folder": None})
 
-    monkeypatch.setattr(step_time, "seconds", clock(1))
-    monkeypatch.setattr(StepTime.__init__, "__kwdefaults__", {"clock": step_time.seconds, "folder": None})
-    straight, first = grower(), grower()
-    straight.train(batches(0, 12))
-    first.train(batches(0, 5))
-    state = first.state_dict()
+    timed_by(1)
+    straight, growing, stages = begun()
+    costs = [stage.log["cost"] for stage in stages]
+    kept = Kept()
+    _, _, stages = begun(storage=kept)
+    for _ in range(5):
+        next(stages)
 
     for path in tmp_path.glob("step-times/*"):
         path.unlink()
-    monkeypatch.setattr(StepTime.__init__, "__kwdefaults__", {"clock": clock(3), "folder": None})
-    second = grower()
-    second.load_state_dict(state)
-    second.train(batches(5, 12))
+    timed_by(3)
+    model, resumed, stages = begun(storage=kept)
+    assert [stage.log["cost"] for stage in stages] == costs[4:]
+    assert torch.equal(model.structures, straight.structures)
+    assert resumed.masks.cost_of.state_dict() == growing.masks.cost_of.state_dict()
 
-    assert torch.equal(second.masks.present, straight.masks.present)
-    assert second.step_time is not None and straight.step_time is not None
-    assert second.step_time.state_dict() == straight.step_time.state_dict()
+
+def test_without_times_a_budget_of_time_is_refused() -> None:
+    with pytest.raises(UserError, match="cost=time needs step times, which this run cannot measure; use cost=macs"):
+        scaling.begin(small_job(Three, example=EXAMPLE), IN_TIME)
 
 
 def test_recurrent_layers_are_timed_as_a_whole(tmp_path: Path) -> None:
@@ -251,8 +250,8 @@ def test_grow_meets_a_budget_in_milliseconds() -> None:
     [
         ("grow", "12ms", "budget 12ms is a time, but that of method 'grow' is a share of the dense network's MACs"),
         ("grow[cost=time]", "99999ms", "budget 99999 ms is out of range"),
-        ("grow-paper[cost=time]", "0.5", "cost 'time' needs priced masks"),
-        ("grow[cost=space]", "0.5", "cost"),
+        ("grow-paper[cost=time]", "0.5", "unknown setting of grow-paper 'cost'"),
+        ("grow[cost=space]", "0.5", "cost of grow cannot be space"),
     ],
 )
 def test_bad_budgets_are_answered_in_a_line(
