@@ -9,6 +9,7 @@ from torch import nn
 
 from nasbench_grow.harness import measure
 from nasbench_grow.harness.setups import SETUPS
+from nasbench_grow.structure.widths import output_channels
 
 
 def test_the_fingerprint_changes_with_a_single_bit_and_with_the_layout_of_names():
@@ -51,7 +52,7 @@ def test_latency_is_measured_in_eval_mode_and_leaves_the_network_as_it_was():
 def test_output_channels_are_those_of_convolutions_and_linear_layers():
     network = nn.Sequential(nn.Conv1d(1, 2, 1), nn.BatchNorm1d(2), nn.Sequential(nn.ConvTranspose2d(2, 3, 1)))
     network.append(nn.Linear(3, 4))
-    assert measure.output_channels(network) == {"0": 2, "2.0": 3, "3": 4}
+    assert output_channels(network) == {"0": 2, "2.0": 3, "3": 4}
 
 
 def test_the_machine_and_the_versions_are_named():

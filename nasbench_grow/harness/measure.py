@@ -234,21 +234,6 @@ def weights_sha256(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def output_channels(network: nn.Module) -> dict[str, int]:
-    """Output channels of every convolution, linear layer, embedding and recurrent layer, by module name."""
-    widths = {}
-    for name, module in network.named_modules():
-        if isinstance(module, nn.modules.conv._ConvNd):
-            widths[name] = module.out_channels
-        elif isinstance(module, nn.Linear):
-            widths[name] = module.out_features
-        elif isinstance(module, nn.Embedding):
-            widths[name] = module.embedding_dim
-        elif isinstance(module, nn.RNNBase):
-            widths[name] = module.hidden_size
-    return widths
-
-
 def _processor() -> str:
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
