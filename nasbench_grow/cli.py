@@ -46,8 +46,7 @@ their defaults. `nasbench-grow list methods --json` has them all. A setting that
 
 examples:
   nasbench-grow run --method dense --task digits --backbone cifar_resnet20 --budget 1 --seed 0 --epochs 5
-  nasbench-grow run --method grow --task cifar10 --backbone resnet18 --budget 0.25 --seed 1 --epochs 20 --json
-  nasbench-grow run --method grow --task digits --backbone cifar_resnet20 --budget 0.5 --seed 0 --profile-steps 20"""
+  nasbench-grow run --method grow --task cifar10 --backbone resnet18 --budget 0.25 --seed 1 --epochs 20 --json"""
 
 _REPRODUCE_EPILOG = """\
 Finished cells are passed over, interrupted ones go on after their last epoch, failed and diverged ones start again
@@ -132,12 +131,6 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--setup", help="device and memory layout, see nasbench-grow list setups (default: cpu)")
     _results(run)
     run.add_argument("--dry-run", action="store_true", help="say what the cell will cost, run nothing")
-    run.add_argument(
-        "--profile-steps",
-        type=int,
-        metavar="N",
-        help="say where the time of the first steps goes, N of them after 3 to warm up; no record is written",
-    )
     run.add_argument("--json", action="store_true", help="print the record as the last line of stdout")
 
     many = _command(commands, "reproduce", _reproduce, "run every unfinished cell of a profile", _REPRODUCE_EPILOG)
@@ -235,10 +228,6 @@ def _run(arguments: argparse.Namespace) -> int:
     from nasbench_grow.harness.reproduce import run_one, with_sources
     from nasbench_grow.harness.store import Store
 
-    if arguments.profile_steps is not None and (arguments.dry_run or arguments.json):
-        raise UserError(
-            "--profile-steps goes with neither --dry-run nor --json: it runs steps and has no record; leave one out"
-        )
     given = {name: getattr(arguments, name) for name in ("epochs", "setup") if getattr(arguments, name) is not None}
     budget = _share(arguments, arguments.setup or DEFAULT_SETUP)
     cell = make_cell(
@@ -254,8 +243,6 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"{cell.method} ignores the budget: run at budget 1", file=sys.stderr)
     if arguments.dry_run:
         return _plan(with_sources([cell]), arguments.results)
-    if arguments.profile_steps is not None:
-        return _profile(cell, arguments.results, arguments.profile_steps)
     record = run_one(cell, Store(arguments.results))
     if arguments.json:
         print(json.dumps(record))
@@ -263,15 +250,6 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"{cell}: {describe(record)}")
         print(f"record: {os.path.join(arguments.results, 'records', record['run_key'])}.json")
     return OK if is_settled(record) else FAILED
-
-
-def _profile(cell: Cell, folder: str, steps: int) -> int:
-    from nasbench_grow.dev.profiling import WARM_UP, describe, profile_steps
-    from nasbench_grow.harness.store import Store
-
-    found = profile_steps(cell, Store(folder, repair=False), steps)
-    print(f"{cell}: the mean of {steps} steps after the first {WARM_UP}\n\n{describe(found)}")
-    return OK
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:

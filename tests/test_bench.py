@@ -14,9 +14,6 @@ import pytest
 import torch
 
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.contract.method import Job
-from nasbench_grow.contract.task import Recipe
-from nasbench_grow.cost.macs import TrainingMeter
 from nasbench_grow.dev.bench import __main__ as bench
 from nasbench_grow.dev.bench import (
     compiling,
@@ -309,15 +306,14 @@ def test_with_an_adaptive_batch_a_whole_run_takes_fewer_and_larger_steps_over_th
         whole_run._run("tiny_network", SETUPS[name], TINY)["grow"] for name in ("cpu", "cpu-adaptive")
     )
     assert adaptive_run["train_macs"] == pytest.approx(plain_run["train_macs"], rel=0.3)
-    inputs, targets = networks.batch(replace(TINY, batch_size=8), SETUPS["cpu"])
-    job = Job(
-        **{"budget": 0.5, "seed": 0, "epochs": 1, "steps_per_epoch": 64, "granularity": 8, "example": inputs[:1]},
-        **{"recipe": Recipe(), "loss": torch.nn.functional.cross_entropy, "meter": TrainingMeter()},
-        build=lambda: networks.backbone("tiny_network", TINY)[0],
-    )
-    method = registry.method("grow")(job)
-    sizes = [len(given) for _, given in next(whole_run._batches(SETUPS["cpu-adaptive"], method, job, inputs, targets))]
-    assert sum(sizes) == 64 * len(targets) and len(sizes) < 64
+    setup, data = SETUPS["cpu-adaptive"], networks.batch(replace(TINY, batch_size=8), SETUPS["cpu"])
+    runtime = whole_run._runtime("tiny_network", setup, data)
+    job = networks.job("tiny_network", setup, data, budget=0.5, epochs=1, steps=64, runtime=runtime)
+    sizes: list[int] = []
+    loss = job.loss
+    job.loss = lambda output, targets: (sizes.append(len(targets)), loss(output, targets))[1]
+    list(registry.method("grow").run(job))
+    assert sum(sizes) == 64 * 8 and len(sizes) < 64
     assert job.clock.end == 64
 
 

@@ -1,4 +1,4 @@
-"""``run --profile-steps``: the parts of a step add up to it, and nothing but a trace is left behind."""
+"""The profiler of steps: their parts add up to them, and nothing but a trace is left behind."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from cells import small_cell
 from torch import Tensor
 from torch.optim import optimizer
 
-from nasbench_grow.cli import main
 from nasbench_grow.cost.macs import count_macs
 from nasbench_grow.dev.floor import copy_bandwidth, matrix_rate
-from nasbench_grow.dev.profiling import PARTS, describe, profile_steps
+from nasbench_grow.dev.profile_steps import PARTS, describe, main, profile_steps
 from nasbench_grow.harness import registry
 from nasbench_grow.harness.store import Store
 
@@ -32,9 +31,9 @@ def growing(**changes: Any) -> Any:
     return small_cell(**{**cell, **changes})
 
 
-def command(folder: Path, *more: str, epochs: str = "2") -> list[str]:
-    where = ["run", "--method", "dense", "--task", "digits", "--backbone", "cifar_resnet20", "--budget", "1"]
-    return [*where, "--seed", "0", "--epochs", epochs, "--train-samples", "64", "--results", str(folder), *more]
+def command(folder: Path, *more: str, method: str = "dense", epochs: str = "2", samples: str = "64") -> list[str]:
+    where = ["--method", method, "--task", "digits", "--backbone", "cifar_resnet20", "--epochs", epochs]
+    return [*where, "--train-samples", samples, "--results", str(folder), *more]
 
 
 def test_the_parts_add_up_to_the_step_and_the_trace_holds_them(tmp_path: Path) -> None:
@@ -72,11 +71,12 @@ def test_nothing_else_is_written_and_pytorch_is_left_as_it_was(tmp_path: Path) -
 
 def test_a_checkpoint_is_neither_taken_up_nor_touched(tmp_path: Path) -> None:
     store, cell = Store(tmp_path), growing()
-    store.write_checkpoint(cell.run_key(), {"of": "an interrupted run"})  # taking it up would miss the method's state
-    path = tmp_path / "checkpoints" / f"{cell.run_key()}.pt"
+    store.checkpoint(cell.run_key()).write("0", {"of": "an interrupted run"})  # taking it up would fail
+    (path,) = (tmp_path / "checkpoints").rglob("*.pt")
     before = path.read_bytes()
     profile_steps(cell, store, 2)
     assert path.read_bytes() == before
+    assert list((tmp_path / "checkpoints").rglob("*.pt")) == [path]
 
 
 def test_an_error_leaves_pytorch_as_it_was_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,11 +94,10 @@ def test_an_error_leaves_pytorch_as_it_was_too(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--profile-steps", "0"], "profile steps 0 is out of range: profile 1 step or more"),
-        (["--profile-steps", "9"], "the run has 4 steps"),
-        (["--profile-steps", "1", "--json"], "--profile-steps goes with neither --dry-run nor --json"),
-        (["--profile-steps", "1", "--dry-run"], "--profile-steps goes with neither --dry-run nor --json"),
-        (["--profile-steps", "1", "--setup", "cpu-ddp"], "setup 'cpu-ddp' has several processes"),
+        (["--steps", "0"], "steps 0 is out of range: profile 1 step or more"),
+        (["--steps", "9"], "the run has 4 steps, of which 3 warm up; profile at most 1"),
+        (["--steps", "1", "--setup", "cpu-ddp"], "setup 'cpu-ddp' has several processes"),
+        (["--steps", "1", "--setup", "gpu"], "unknown setup 'gpu'"),
     ],
 )
 def test_bad_input_is_answered_in_a_line(
@@ -113,15 +112,14 @@ def test_bad_input_is_answered_in_a_line(
 
 def test_no_step_is_profiled_beyond_the_end_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An adaptive batch grows, so that the run has fewer steps than its schedule, and their number is not known."""
-    words = command(tmp_path, "--profile-steps", "7", "--setup", "cpu-adaptive", "--train-samples", "320", epochs="1")
-    words[words.index("dense")], words[words.index("--budget") + 1] = "grow", "0.5"
-    assert main(words) == 2
-    assert re.search(r"profile steps 7 is out of range: the run has [1-9] steps", capsys.readouterr().err)
+    words = ("--steps", "7", "--setup", "cpu-adaptive")
+    assert main(command(tmp_path, *words, method="grow", epochs="1", samples="320")) == 2
+    assert re.search(r"steps 7 is out of range: the run has [1-9] steps", capsys.readouterr().err)
     assert not any(tmp_path.iterdir())
 
 
 def test_the_command_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(command(tmp_path, "--profile-steps", "1")) == 0
+    assert main(command(tmp_path, "--steps", "1")) == 0
     printed = capsys.readouterr().out
     assert "whole step" in printed
     assert len(list((tmp_path / "profiles").glob("*.json"))) == 1

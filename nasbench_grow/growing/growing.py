@@ -133,7 +133,8 @@ class Growing(Callback):
         """Begins another period if the last one is over."""
         if step // self.period > self.restructured_at // self.period:
             self.restructured_at, cost = step, self.masks.cost
-            model.resize(self.masks.resample(step / self.steps), self.newborn)
+            with torch.profiler.record_function("restructuring"):
+                model.resize(self.masks.resample(step / self.steps), self.newborn)
             self.largest_step = max(self.largest_step, abs(self.masks.cost - cost))
 
     def forward(self, model: ElasticModel, network: nn.Module, inputs: Any) -> Any:

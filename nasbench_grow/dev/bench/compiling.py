@@ -6,15 +6,13 @@ from itertools import product
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from nasbench_grow.backbones import create
-from nasbench_grow.contract.task import Recipe
-from nasbench_grow.dev.bench.networks import CHANNELS, CLASSES, DENSE, Variant, backbone, batch, structures, sub_network
+from nasbench_grow.dev.bench.networks import DENSE, Variant, backbone, batch, job, structures, sub_network
 from nasbench_grow.dev.bench.record import Record, origin, ratios, spread, table
 from nasbench_grow.dev.bench.settings import EPOCH_STEPS, Settings
 from nasbench_grow.dev.bench.steps import interleave, seconds, training_step
-from nasbench_grow.growing.grower import Grower
+from nasbench_grow.growing import scaling
+from nasbench_grow.growing.scaling import ScalingSettings
 from nasbench_grow.harness.cell import DEFAULT_EPOCHS
 
 SUMMARY = "what torch.compile costs for each new shape, and what it gains a step"
@@ -86,21 +84,16 @@ def _compiled(name: str, variant: Variant, mode: str, settings: Settings) -> dic
 
 
 def _shapes(name: str, granularity: int, settings: Settings) -> dict[str, int]:
-    """How many structures a full recipe's run has, if all filters are worth the same; until what step it changes."""
-    grower = Grower(
-        create(name, CLASSES, CHANNELS),
-        torch.zeros(1, CHANNELS, settings.pixels, settings.pixels),
-        budget=BUDGET,
-        epochs=DEFAULT_EPOCHS,
-        steps_per_epoch=EPOCH_STEPS,
-        loss=F.cross_entropy,
-        optimizer=Recipe().optimizer,
-        granularity=granularity,
-    )
-    seen, until = {tuple(grower.widths().values())}, 0
-    for step in range(grower.period, grower.total_steps, grower.period):
-        before = grower.masks.present
-        if not torch.equal(grower.masks.resample(step / grower.total_steps), before):
-            seen.add(tuple(grower.widths().values()))
+    """How many structures a full recipe's run has, and until what step it changes."""
+    setup = settings.setup
+    data = batch(settings, setup)
+    running = job(name, setup, data, budget=BUDGET, epochs=DEFAULT_EPOCHS, steps=EPOCH_STEPS, granularity=granularity)
+    _, growing = scaling.begin(running, ScalingSettings())
+    masks, total = growing.masks, running.total_steps
+    seen, until = {tuple(masks.space.widths(masks.present).values())}, 0
+    for step in range(growing.period, total, growing.period):
+        before = masks.present
+        if not torch.equal(masks.resample(step / total), before):
+            seen.add(tuple(masks.space.widths(masks.present).values()))
             until = step
-    return {"shapes": len(seen), "until": until, "last": grower.total_steps - until}
+    return {"shapes": len(seen), "until": until, "last": total - until}

@@ -16,7 +16,7 @@ from nasbench_grow.dev.bench.record import Record, origin, spread, table, verdic
 from nasbench_grow.dev.bench.settings import Settings
 from nasbench_grow.dev.bench.steps import Step, interleave, training_step
 from nasbench_grow.dev.floor import copy_bandwidth, matrix_rate
-from nasbench_grow.dev.profiling import quieten, slowest_operators
+from nasbench_grow.dev.profile_steps import quieten, slowest_operators
 from nasbench_grow.harness.measure import saved_bytes
 from nasbench_grow.harness.setups import Setup
 from nasbench_grow.structure.step_time import synchronise

@@ -1,13 +1,18 @@
-"""The networks that are measured: a dense backbone and sub-networks of it, made as the methods make them."""
+"""What is measured: a dense backbone and sub-networks of it, made as the methods make them, and jobs to train them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nasbench_grow.backbones import create
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract import Batch, Job, Recipe, Split, TrainSplit
+from nasbench_grow.contract.runtime import Runtime
 from nasbench_grow.dev.bench.settings import Settings
 from nasbench_grow.harness.setups import Setup
 from nasbench_grow.structure.discovery import discover
@@ -76,6 +81,60 @@ def batch(settings: Settings, setup: Setup) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(settings.batch_size, CHANNELS, settings.pixels, settings.pixels, generator=generator)
     return setup.place(inputs), setup.place(torch.randint(CLASSES, (settings.batch_size,), generator=generator))
+
+
+class OneBatch:
+    """A training split that gives the same batch again and again."""
+
+    def __init__(self, inputs: Tensor, targets: Tensor, steps: int) -> None:
+        self.batch, self.steps = (inputs, targets), steps
+
+    def __len__(self) -> int:
+        return self.steps * len(self.batch[1])
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """As many as were asked for."""
+        return self.steps
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """The batch, so many times."""
+        return (self.batch for _ in range(self.steps))
+
+    def epoch(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        """The same in every epoch."""
+        return self.batches(batch_size)
+
+    def hold_out(self, share: float, batch_size: int = 1) -> tuple[TrainSplit, Split]:
+        """Nothing is searched here."""
+        raise UserError("one batch cannot be divided; measure a method that does not search")
+
+
+def job(
+    name: str,
+    setup: Setup,
+    data: Batch,
+    *,
+    budget: float,
+    epochs: int,
+    steps: int,
+    learning_rate: float = 0.01,
+    granularity: int | None = None,
+    runtime: Runtime | None = None,
+) -> Job:
+    """A cell's job with one batch that lies where the set-up wants it; ``granularity`` None: the set-up's."""
+    inputs, targets = data
+    return Job(
+        budget=budget,
+        seed=0,
+        epochs=epochs,
+        granularity=granularity or setup.granularity,
+        example=inputs[:1],
+        recipe=Recipe(batch_size=len(targets), learning_rate=learning_rate),
+        loss=F.cross_entropy,
+        build=lambda: setup.place(create(name, CLASSES, CHANNELS)),
+        train=OneBatch(inputs, targets, steps),
+        runtime=runtime,
+    )
 
 
 def _keys(space: Space, kind: str) -> Tensor:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from nasbench_grow.backbones import create
-from nasbench_grow.contract.task import Recipe
-from nasbench_grow.dev.bench.networks import CHANNELS, CLASSES, Variant, backbone, batch, structures
+from nasbench_grow.contract import Batch
+from nasbench_grow.dev.bench.networks import CHANNELS, CLASSES, Variant, backbone, batch, job, structures
 from nasbench_grow.dev.bench.record import Record, origin, ratios, spread, table, verdict
 from nasbench_grow.dev.bench.settings import Settings
 from nasbench_grow.dev.bench.steps import Step, interleave, training_step
-from nasbench_grow.growing.grower import Grower
+from nasbench_grow.growing import scaling
+from nasbench_grow.growing.scaling import ScalingSettings
 from nasbench_grow.harness.setups import Setup
 from nasbench_grow.structure.architecture import describe, rebuild
+from nasbench_grow.structure.step_time import synchronise
 from nasbench_grow.structure.subnetwork import extract
 
 SUMMARY = "time of a step of an extracted network against the same widths built directly"
@@ -23,8 +24,7 @@ LIMIT = 1.03
 """A step between two restructurings may take this times that of the network built by hand."""
 LOOPS = {
     "extracted": "the sub-network, cut from the full one and trained by an ordinary loop",
-    "growing": "the sub-network in the loop of the growing run, after the structure has settled",
-    "measuring": "the same while it grows, in steps that also measure what every filter is worth",
+    "growing": "the sub-network in the loop of the growing run",
 }
 
 
@@ -78,32 +78,21 @@ def _steps(name: str, variant: Variant, settings: Settings) -> tuple[dict[str, S
     steps = {
         "by hand": training_step(setup.place(by_hand), inputs, targets),
         "extracted": training_step(network, inputs, targets),
-        "growing": _growing_step(name, setup, present, inputs, targets, settled=True),
-        "measuring": _growing_step(name, setup, present, inputs, targets, settled=False),
+        "growing": _growing_step(name, setup, present, (inputs, targets)),
     }
     return steps, space.macs(present)
 
 
-def _growing_step(name: str, setup: Setup, present: Tensor, inputs: Tensor, targets: Tensor, *, settled: bool) -> Step:
-    """A step of a growing run that has arrived at the structures ``present``."""
-    grower = Grower(
-        setup.place(create(name, CLASSES, CHANNELS)),
-        inputs[:1],
-        budget=1.0,
-        epochs=1,
-        steps_per_epoch=10**9,  # no restructuring is due while this is timed
-        loss=F.cross_entropy,
-        optimizer=Recipe(learning_rate=1e-4).optimizer,
-    )
-    state = grower.state_dict()
-    masks = {**state["masks"], "present": present, "settled": settled}
-    network = extract(grower.space, grower.bank, present)
-    optimizer = grower.make_optimizer(network)
-    grower.load_state_dict(
-        {**state, "masks": masks, "network": network.state_dict(), "optimizer": optimizer.state_dict()}
-    )
+def _growing_step(name: str, setup: Setup, present: Tensor, data: Batch) -> Step:
+    """A step of a growing run that has arrived at the structures ``present``: no restructuring is due."""
+    running = job(name, setup, data, budget=1.0, epochs=1, steps=10**9)
+    model, growing = scaling.begin(running, ScalingSettings())
+    model.resize(present)
+    model.network.train()
 
     def step() -> None:
-        grower.train([(inputs, targets)])
+        growing.before_step(model, 0, running.total_steps)
+        running._step(model, growing, *data, rate=1e-4)  # one of the loop's own, which it gives out by the epoch only
+        synchronise(model.example.device)
 
     return step

@@ -5,16 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import torch.nn.functional as F
-from torch import Tensor
-
-from nasbench_grow.backbones import create
-from nasbench_grow.contract.task import Recipe
-from nasbench_grow.dev.bench.networks import CHANNELS, CLASSES, batch
+from nasbench_grow.contract import ElasticModel
+from nasbench_grow.dev.bench.networks import batch, job
 from nasbench_grow.dev.bench.record import Record, bar, origin, spread, table, verdict
 from nasbench_grow.dev.bench.settings import EPOCH_STEPS, Settings
-from nasbench_grow.growing.grower import Grower
-from nasbench_grow.growing.presets import PRESETS
+from nasbench_grow.growing import scaling
+from nasbench_grow.growing.growing import Growing, Masks
+from nasbench_grow.growing.scaling import ScalingSettings
 from nasbench_grow.structure.step_time import synchronise
 
 SUMMARY = "seconds of a restructuring as a share of an epoch"
@@ -22,30 +19,38 @@ BUDGET = 0.5
 SHARE_LIMIT = 0.01
 """A restructuring may take this share of the epoch that it begins."""
 _STEPS = 3
-"""Training steps between two restructurings; the last ones are timed, the first warms up."""
+"""Training steps between two restructurings; the last ones count, the first warms up."""
 
 
-class _TimedGrower(Grower):
-    """A grower that keeps the seconds of each restructuring and of the steps after it."""
+class _Timed(Growing):
+    """Keeps the seconds of each restructuring, and of the steps after it."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, model: ElasticModel, masks: Masks, steps: int, periods: int) -> None:
+        super().__init__(model, masks, steps, periods)
         self.periods: list[dict[str, Any]] = []
+        self._began = 0.0
 
-    def _restructure(self) -> None:
-        start = time.perf_counter()
-        super()._restructure()
-        synchronise(self.masks.device)
-        seconds = round(time.perf_counter() - start, 6)
-        self.periods.append({"seconds": seconds, "macs": self.macs, "step_seconds": []})
+    def before_step(self, model: ElasticModel, step: int, steps: int) -> None:
+        """Times what is due, and the step that has just ended."""
+        start = self._end_step(model)
+        before = self.restructured_at
+        super().before_step(model, step, steps)
+        synchronise(model.example.device)
+        self._began = time.perf_counter()
+        if self.restructured_at != before:
+            seconds = round(self._began - start, 6)
+            self.periods.append({"seconds": seconds, "macs": model.macs, "step_seconds": []})
 
-    def _learn(self, inputs: Tensor, target: Tensor) -> Tensor:
-        start = time.perf_counter()
-        loss = super()._learn(inputs, target)
-        synchronise(self.masks.device)
+    def after_epoch(self, model: ElasticModel) -> None:
+        """Times the last step."""
+        self._end_step(model)
+
+    def _end_step(self, model: ElasticModel) -> float:
+        synchronise(model.example.device)
+        now = time.perf_counter()
         if self.periods:
-            self.periods[-1]["step_seconds"].append(round(time.perf_counter() - start, 6))
-        return loss
+            self.periods[-1]["step_seconds"].append(round(now - self._began, 6))
+        return now
 
 
 def measure(settings: Settings) -> dict[str, Any]:
@@ -86,23 +91,13 @@ def tables(record: Record) -> str:
 
 
 def _growth(name: str, settings: Settings) -> dict[str, Any]:
-    """Grows from the seed until the budget is reached, restructuring every few steps."""
+    """Grows from the seed over the whole run, restructuring every few steps."""
+    periods = settings.restructurings + 1
     setup = settings.setup
-    inputs, targets = batch(settings, setup)
-    periods = PRESETS["default"].periods
-    assert periods is not None
-    grower = _TimedGrower(
-        setup.place(create(name, CLASSES, CHANNELS)),
-        inputs[:1],
-        budget=BUDGET,
-        epochs=periods,
-        steps_per_epoch=_STEPS,
-        loss=F.cross_entropy,
-        optimizer=Recipe(learning_rate=0.01).optimizer,
-        granularity=setup.granularity,
-    )
-    with bar(f"growing {name}", settings.restructurings + 1) as progress:
-        for _ in range(settings.restructurings + 1):
-            grower.train([(inputs, targets)] * _STEPS)
+    running = job(name, setup, batch(settings, setup), budget=BUDGET, epochs=1, steps=periods * _STEPS)
+    model, growing = scaling.begin(running, ScalingSettings(growth=1.0, periods=periods))
+    timed = _Timed(model, growing.masks, running.total_steps, periods)
+    with bar(f"growing {name}", 1) as progress:
+        for _ in running.fit(model, timed):
             progress.update()
-    return {"backbone": name, "dense_macs": grower.dense_macs, "periods": grower.periods}
+    return {"backbone": name, "dense_macs": model.space.macs(model.space.full()), "periods": timed.periods}

@@ -14,8 +14,9 @@ from nasbench_grow.dev.bench.record import Record, bar, origin, spread, table, v
 from nasbench_grow.dev.bench.settings import Settings
 from nasbench_grow.harness.cell import Cell
 from nasbench_grow.harness.profiles import Grid, Profile
+from nasbench_grow.harness.record import FIELDS
 from nasbench_grow.harness.reproduce import cells_of, unfinished
-from nasbench_grow.harness.store import RECORD_FIELDS, Store
+from nasbench_grow.harness.store import Store
 
 CPU_ONLY = True
 SUMMARY = "seconds to import, to show help, and to find that 1,000 cells are finished"
@@ -101,7 +102,7 @@ def _fill(folder: str, count: int) -> None:
     epochs = [{"epoch": epoch, "loss": 1.0, "val_metric": 0.5, "widths": widths} for epoch in range(1, 161)]
     for cell in _cells(count):
         known = {**vars(cell), **numbers, "run_key": cell.run_key(), "status": "ok", "metric": "accuracy"}
-        store.write_record({field: known.get(field) for field in RECORD_FIELDS})
+        store.write_record({field: known.get(field) for field in FIELDS})
         store.write_history(cell.run_key(), epochs)
 
 

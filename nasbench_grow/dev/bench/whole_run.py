@@ -7,20 +7,18 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from nasbench_grow.backbones import create
-from nasbench_grow.contract.method import Job, Method
-from nasbench_grow.contract.task import Batch, Recipe
-from nasbench_grow.cost.macs import TrainingMeter
-from nasbench_grow.dev.bench.networks import CHANNELS, CLASSES, batch
+from nasbench_grow.contract import Batch
+from nasbench_grow.dev.bench.networks import CHANNELS, CLASSES, batch, job
 from nasbench_grow.dev.bench.record import Record, bar, origin, table, verdict
 from nasbench_grow.dev.bench.settings import Settings
 from nasbench_grow.dev.bench.step_time import CPU_SETUPS
 from nasbench_grow.dev.bench.steps import seconds, training_step
 from nasbench_grow.harness import registry
 from nasbench_grow.harness.adaptive import AdaptiveBatch
+from nasbench_grow.harness.runtime import SetupRuntime
 from nasbench_grow.harness.setups import ADAPTIVE, SETUPS, Setup
 
 SUMMARY = "time of a whole growing run against the dense run's, and against what its MACs promise"
@@ -88,58 +86,60 @@ def _setups(backbone: str, setup: Setup) -> list[Setup]:
     return [SETUPS[setup.name + ADAPTIVE] if backbone == _TOO_SMALL else setup]
 
 
+class _Started(SetupRuntime):
+    """Notes when the first batch is asked for: what came before is preparation."""
+
+    started = 0.0
+
+    def batches(self, *arguments: Any) -> Iterator[Batch]:
+        """The set-up's batches."""
+        self.started = self.started or time.perf_counter()
+        return super().batches(*arguments)
+
+
 def _run(name: str, setup: Setup, settings: Settings) -> dict[str, Any]:
     """The runs of one backbone on one set-up."""
-    inputs, targets = batch(settings, setup)
-    steps = max(settings.min_run_steps, round(settings.run_seconds / _dense_seconds(name, setup, inputs, targets)))
+    data = batch(settings, setup)
+    steps = max(settings.min_run_steps, round(settings.run_seconds / _dense_seconds(name, setup, *data)))
     size = min(steps, _CHUNK[setup.device])
     chunks = steps // size
     found: dict[str, Any] = {"backbone": name, "setup": setup.name, "steps": chunks * size}
-    methods: dict[str, tuple[Method, Job]] = {}
-    for method in ("dense", *_GROWING):
-        job = Job(
-            budget=BUDGET,
-            seed=0,
-            epochs=chunks,
-            steps_per_epoch=size,
-            granularity=setup.granularity,
-            example=inputs[:1],
-            recipe=Recipe(learning_rate=0.01),
-            loss=F.cross_entropy,
-            build=lambda: setup.place(create(name, CLASSES, CHANNELS)),
-            meter=TrainingMeter(),
-        )
-        start = time.perf_counter()
-        methods[method] = registry.method(method)(job), job
-        found[method] = {"preparation": time.perf_counter() - start, "seconds": []}
-    batches_of = {method: _batches(setup, run, job, inputs, targets) for method, (run, job) in methods.items()}
+    runtimes = {method: _runtime(name, setup, data) for method in ("dense", *_GROWING)}
+    jobs = {
+        method: job(name, setup, data, budget=BUDGET, epochs=chunks, steps=size, runtime=runtime)
+        for method, runtime in runtimes.items()
+    }
+    runs = {method: registry.method(method).run(each) for method, each in jobs.items()}
     with bar(f"whole runs of {name}, {setup.name}", chunks) as progress:
         for _ in range(chunks):
-            for method, (run, _) in methods.items():
+            for method, run in runs.items():
                 start = time.perf_counter()
-                run.train_epoch(next(batches_of[method]))
-                found[method]["seconds"].append(time.perf_counter() - start)
+                next(run)
+                end = time.perf_counter()
+                if method not in found:
+                    started = runtimes[method].started
+                    found[method] = {"preparation": started - start, "seconds": []}
+                    start = started
+                found[method]["seconds"].append(end - start)
             progress.update()
-    for method, (_, job) in methods.items():
-        found[method]["train_macs"] = job.meter.total
+    for method, each in jobs.items():
+        found[method]["train_macs"] = each.meter.total
     return found
+
+
+def _runtime(name: str, setup: Setup, data: Batch) -> _Started:
+    """Gives the batch, or where the set-up says so as many copies of it as the network has room for."""
+    inputs, targets = data
+    adaptive = None
+    if setup.adaptive:
+        adaptive = AdaptiveBatch(setup.place(create(name, CLASSES, CHANNELS)), inputs[:1], len(targets))
+    return _Started(setup, len(targets), adaptive)
 
 
 def _dense_seconds(name: str, setup: Setup, inputs: Tensor, targets: Tensor) -> float:
     """About how long a step of the dense network takes."""
     step = training_step(setup.place(create(name, CLASSES, CHANNELS)), inputs, targets)
     return min(seconds(step) for _ in range(3))
-
-
-def _batches(setup: Setup, run: Method, job: Job, inputs: Tensor, targets: Tensor) -> Iterator[Iterator[Batch]]:
-    """Chunk after chunk of the same batch or, where the set-up says so, of what the network has room for."""
-    size, steps = len(targets), job.steps_per_epoch
-    adaptive = AdaptiveBatch(job.build(), job.example, size) if setup.adaptive else None
-    while True:
-        chunk = iter([(inputs, targets)] * steps)
-        if adaptive is not None:
-            chunk = adaptive.regrouped(chunk, steps * size, run.in_training)
-        yield job.clock.pace(chunk, steps, steps * size, size)
 
 
 def _seconds(run: dict[str, Any]) -> float:

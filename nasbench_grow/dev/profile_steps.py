@@ -1,18 +1,18 @@
 """Where the time of a training step goes: a cell's first steps under PyTorch's profiler, against the device's floor.
 
 A look at a run and no part of it: no checkpoint is taken up, and nothing is written but the trace. Neither the method
-nor the network knows that it is watched.
+nor the network knows that it is watched. See ``python -m nasbench_grow.dev.profile_steps --help``.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,19 +25,25 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from tqdm import tqdm
 
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.contract.task import Batch
+from nasbench_grow.contract import Batch
+from nasbench_grow.contract.journal import Memory
 from nasbench_grow.dev.floor import copy_bandwidth, matrix_rate
-from nasbench_grow.harness.cell import Cell
-from nasbench_grow.harness.runner import Run
+from nasbench_grow.harness.cell import DEFAULT_EPOCHS, DEFAULT_SETUP, Cell, make_cell
+from nasbench_grow.harness.runner import Run, SkippedError
 from nasbench_grow.harness.setups import PARALLEL
-from nasbench_grow.harness.store import Store
+from nasbench_grow.harness.store import ReadOnlyStore, Store
 from nasbench_grow.structure.step_time import synchronise
 
 WARM_UP = 3
 """Steps before those that count: they load libraries and kernels and fill caches."""
 PARTS = ("data", "forward", "backward", "optimizer", "restructuring")
-"""Names of ranges in the trace, ``restructuring`` opened by the method itself; what lies in none of them is other."""
+"""Names of ranges in the trace, ``restructuring`` opened where networks change; what lies in none of them is other."""
 _OPERATORS = 8
+_EPILOG = """\
+The trace goes to DIR/profiles; there is no record.
+
+example:
+  python -m nasbench_grow.dev.profile_steps --method grow --task digits --backbone cifar_resnet20 --steps 20"""
 
 
 @dataclass(frozen=True)
@@ -80,14 +86,17 @@ def profile_steps(cell: Cell, store: Store, steps: int) -> StepProfile:
             results folder cannot be written.
     """
     if steps < 1:
-        raise UserError(f"profile steps {steps} is out of range: profile 1 step or more")
-    run = Run(cell, store, None)
+        raise UserError(f"steps {steps} is out of range: profile 1 step or more")
+    run = Run(cell, _LookOnly(store.root), None)
     if run.setup.parallel:
         raise UserError(
             f"setup {cell.setup!r} has several processes, and one is profiled; use setup "
             f"{cell.setup.removesuffix(PARALLEL)!r}"
         )
-    run.prepare()
+    try:
+        run.prepare()
+    except SkippedError as error:
+        raise UserError(f"method {cell.method!r} has no steps here: {error}") from error
     if WARM_UP + steps > run.job.total_steps:
         raise _too_short(steps, run.job.total_steps)
     profiler, macs = _train(run, steps)
@@ -129,6 +138,14 @@ def quieten() -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
+class _LookOnly(ReadOnlyStore):
+    """The results folder, in which no cell was ever begun."""
+
+    def checkpoint(self, key: str) -> Any:
+        """Keeps nothing."""
+        return Memory()
+
+
 class _Ranges:
     """Ranges of the trace that follow one another: at each moment at most one of them is open."""
 
@@ -144,9 +161,12 @@ class _Ranges:
             self._open.enter_context(record_function(part))
 
 
+class _EnoughError(Exception):
+    """The last step that was asked for is done."""
+
+
 def _train(run: Run, steps: int) -> tuple[profile, float]:
     """Warms up and trains on, over as many epochs as it takes; gives the trace, and the MACs of the mean step."""
-    assert run.method is not None
     quieten()
     device = run.job.example.device
     ranges = _Ranges(device)
@@ -163,36 +183,49 @@ def _train(run: Run, steps: int) -> tuple[profile, float]:
             profiler.step()
             macs.append(run.meter.total)
             bar.update()
-
-        for epoch in range(1, run.cell.epochs + 1):
             if len(macs) == total:
-                break
-            batches = islice(run.batches(epoch), total - len(macs))
-            with run.setup.autocast():
-                run.method.train_epoch(_watched(batches, ranges, end_step))
+                raise _EnoughError
+
+        _watch_steps(run, ranges, end_step)
+        with suppress(_EnoughError), run.watch:
+            for _ in run.method.run(run.job):
+                pass
     if len(macs) < total:  # known only now: an adaptive batch makes fewer steps than the schedule has
         raise _too_short(steps, len(macs))
     return profiler, (macs[-1] - macs[WARM_UP - 1]) / steps
 
 
+def _watch_steps(run: Run, ranges: _Ranges, end_step: Callable[[], None]) -> None:
+    """From now on drawing a batch is ``data``, handing it over begins ``forward``, and a step ends when it is
+    counted."""
+    runtime, meter = run.job.runtime, run.meter
+    draw, count = runtime.batches, meter.step
+
+    def batches(*arguments: Any) -> Iterator[Batch]:
+        drawn = draw(*arguments)
+        while True:
+            ranges.enter("data")
+            batch = next(drawn, None)
+            ranges.enter("forward")
+            if batch is None:
+                return
+            yield batch
+
+    def step(macs: int, batch_size: int) -> None:
+        count(macs, batch_size)
+        ranges.enter(None)
+        end_step()
+
+    runtime.batches = batches  # type: ignore[method-assign, assignment]
+    meter.step = step  # type: ignore[method-assign]
+
+
 def _too_short(steps: int, there_are: int) -> UserError:
     most = there_are - WARM_UP
     return UserError(
-        f"profile steps {steps} is out of range: the run has {there_are} steps, of which {WARM_UP} warm up; "
+        f"steps {steps} is out of range: the run has {there_are} steps, of which {WARM_UP} warm up; "
         f"profile {f'at most {most}' if most > 0 else 'a longer run'}, or give more --epochs"
     )
-
-
-def _watched(batches: Iterable[Batch], ranges: _Ranges, end_step: Callable[[], None]) -> Iterator[Batch]:
-    """The batches: drawing one is ``data``, handing it over begins ``forward``, asking for the next ends the step."""
-    ranges.enter("data")
-    for batch in batches:
-        ranges.enter("forward")
-        yield batch
-        ranges.enter(None)
-        end_step()
-        ranges.enter("data")
-    ranges.enter(None)
 
 
 @contextmanager
@@ -257,3 +290,41 @@ def _keep_trace(profiler: profile, store: Store, key: str) -> Path:
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
     return tabulate(rows, headers=header, colalign=("left", "right", "right"), disable_numparse=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Profiles the cell that was asked for and prints what was found; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    names = ("method", "task", "backbone", "budget", "seed", "epochs", "train_samples", "setup")
+    try:
+        cell = make_cell(**{name: getattr(arguments, name) for name in names})
+        found = profile_steps(cell, Store(arguments.results, repair=False), arguments.steps)
+    except UserError as error:
+        print(f"profile_steps: error: {error}", file=sys.stderr)
+        return 2
+    print(f"{cell}: the mean of {arguments.steps} steps after the first {WARM_UP}\n\n{describe(found)}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m nasbench_grow.dev.profile_steps",
+        description="Say where the time of a cell's first steps goes.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--method", required=True, help="as in nasbench-grow run")
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--backbone", required=True)
+    parser.add_argument("--steps", type=int, default=20, metavar="N", help=f"after {WARM_UP} to warm up (default: 20)")
+    parser.add_argument("--budget", type=float, default=0.5, help="a share (default: 0.5)")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--epochs", type=int, default=DEFAULT_EPOCHS, metavar="E", help="default: %(default)s")
+    parser.add_argument("--train-samples", type=int, metavar="N", help="default: all")
+    parser.add_argument("--setup", default=DEFAULT_SETUP, help="default: %(default)s")
+    parser.add_argument("--results", default="results", metavar="DIR", help="default: %(default)s")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
