@@ -194,6 +194,7 @@ class Run:
             self._keep_history()
 
     def _keep_history(self) -> None:
+        """Writes the history, and tells of the epochs that were not told of yet."""
         self.store.write_history(self.key, self.history)
         for entry in self.history[self.told :]:
             self.tell(entry)
