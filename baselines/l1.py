@@ -39,12 +39,13 @@ class L1(Method):
     family = "pruning"
     citation = "Li et al., Pruning Filters for Efficient ConvNets, arXiv 1608.08710"
     Settings = L1Settings
-    version = 3  # prunes at that share of the steps, in the middle of an epoch if need be
+    version = 3  # also runs of one epoch, in the middle of which it prunes
 
     def run(self, job: Job) -> Run:
         """Dense training, pruning, training."""
         model = job.model()
-        yield from job.fit(model, epochs=self.settings.dense_share * job.epochs)
+        epochs = self.settings.dense_share * job.epochs
+        yield from job.fit(model, epochs=int(epochs) or epochs)  # whole ones, if there are any
         norms = model.filter_sums(lambda weight: weight.detach().abs())
         space = model.space
         limit = job.budget * space.macs(space.full())

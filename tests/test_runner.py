@@ -213,20 +213,22 @@ def test_a_damaged_checkpoint_costs_only_time(tmp_path, monkeypatch, caplog, dam
     assert len(history(store, cell)) == 2
 
 
-def test_seconds_of_a_search_are_counted_apart_and_once_whatever_was_killed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("epoch", [1, 2, 3, 4])
+def test_a_search_is_counted_apart_and_once_whenever_it_was_killed(tmp_path, monkeypatch, epoch):
     use_methods(monkeypatch, Searching)
-    cell, store = small_cell(method="searching"), Store(tmp_path)
+    cell, store = small_cell(method="searching"), Store(tmp_path / "killed")
 
-    def kill_in_the_end(entry):
-        if entry["epoch"] == 3:  # of the search, the second; then two of training
+    def kill_then(entry):
+        if entry["epoch"] == epoch:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_cell(cell, store, progress=kill_in_the_end)
+        run_cell(cell, store, progress=kill_then)
     record = run_cell(cell, store)
-    assert [epoch["purpose"] for epoch in history(store, cell)] == ["search", "search", "training", "training"]
+    assert outcome(record) == outcome(run_cell(cell, Store(tmp_path / "whole")))
+    assert [entry["purpose"] for entry in history(store, cell)] == ["search", "search", "training", "training"]
     trained = 3 * record["dense_macs"] * 2
-    assert record["search_macs"] == trained * 32 + 6 * record["dense_macs"], "a batch of 57, and 6 to judge on"
+    assert record["search_macs"] == trained * 32 + 6 * record["dense_macs"], "a batch an epoch, and 6 to judge on"
     assert record["train_macs"] == record["search_macs"] + trained * 64
     assert 2 * PAUSE_S < record["search_s"] < record["wall_s"]
     assert record["wall_s"] - record["search_s"] < 2 * PAUSE_S, "the rest is training, which does not pause"
@@ -295,6 +297,13 @@ def test_bad_input_is_raised_and_can_be_recorded(tmp_path):
     record = record_failure(cell, store, caught.value, profile="smoke")
     assert (record["status"], record["error"]) == ("failed", "budget 0.01 is too small")
     assert store.record(cell.run_key()) == record
+
+
+def test_a_set_up_that_this_machine_lacks_fails_its_cells_and_not_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    store, cell = Store(tmp_path), small_cell(setup="cuda-fp32")
+    assert reproduce([cell, small_cell()], store) == {"ok": 1, "failed": 1}
+    assert "PyTorch finds no CUDA device" in store.record(cell.run_key())["error"]
 
 
 @pytest.mark.parametrize("backbone", ["cifar_resnet2", "vit_tiny_patch16_224"])

@@ -229,6 +229,14 @@ def test_of_a_failed_source_a_failed_record_is_made_with_its_reason(tmp_path, mo
     assert ran == ["failing", "beginning-with-failing"], "what has failed is not tried again at once"
 
 
+def test_several_processes_are_not_started_for_a_cell_that_has_nothing_to_begin_with(tmp_path, monkeypatch):
+    monkeypatch.setattr("nasbench_grow.harness.ranks.launch", pytest.fail)
+    store, cell = Store(tmp_path), small_cell(method="retrain", budget=0.5, setup="cpu-ddp")
+    store.write_record(finished_record(cell.source(), status="failed", error="no luck"))
+    with pytest.raises(SourceError, match="retrain has nothing to begin with, because grow failed: no luck"):
+        run_cell(cell, store)
+
+
 def test_what_begins_with_a_skipped_cell_is_skipped(tmp_path, monkeypatch):
     use_methods(monkeypatch, Skipping, Failing, beginning_with("skipping"))
     store, cell = Store(tmp_path), small_cell(method="beginning-with-skipping")

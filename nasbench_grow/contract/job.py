@@ -201,7 +201,7 @@ class Job:
             _, judged = self._search_splits
             with self.meter.spending_on("search"), self.runtime.autocast():
                 found = self._score(network, judged)
-                self.meter.forward(count_macs(network, self.example), len(judged))
+                self.meter.add(count_macs(network, self.example) * len(judged))
             return self._result(step, found)
 
     def calibrate(self, network: nn.Module, samples: int, *, backward: bool = False) -> Iterator[Batch]:
@@ -212,12 +212,12 @@ class Job:
             samples: how many to give, at most all.
             backward: whether gradients are taken, too, which costs three times as much.
         """
-        macs = count_macs(network, self.example)
+        macs = (3 if backward else 1) * count_macs(network, self.example)
         left = min(samples, len(self.train))
         for inputs, targets in self.train.batches(self.recipe.batch_size):
             inputs, targets = inputs[:left], targets[:left]
             with self.meter.spending_on("calibration"):
-                (self.meter.step if backward else self.meter.forward)(macs, len(inputs))
+                self.meter.add(macs * len(inputs))  # of several processes each sees all of them: one count
             yield inputs, targets
             left -= len(inputs)
             if left <= 0:

@@ -29,7 +29,8 @@ from nasbench_grow.contract import Batch
 from nasbench_grow.contract.journal import Memory
 from nasbench_grow.dev.floor import copy_bandwidth, matrix_rate
 from nasbench_grow.harness.cell import DEFAULT_EPOCHS, DEFAULT_SETUP, Cell, make_cell
-from nasbench_grow.harness.runner import Run, SkippedError
+from nasbench_grow.harness.errors import SkippedError
+from nasbench_grow.harness.runner import Run
 from nasbench_grow.harness.setups import PARALLEL
 from nasbench_grow.harness.store import ReadOnlyStore, Store
 from nasbench_grow.structure.step_time import synchronise
@@ -187,7 +188,7 @@ def _train(run: Run, steps: int) -> tuple[profile, float]:
                 raise _EnoughError
 
         _watch_steps(run, ranges, end_step)
-        with suppress(_EnoughError), run.watch:
+        with suppress(_EnoughError), run.meter.running():
             for _ in run.method.run(run.job):
                 pass
     if len(macs) < total:  # known only now: an adaptive batch makes fewer steps than the schedule has

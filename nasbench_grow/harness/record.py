@@ -17,6 +17,9 @@ SCHEMA = 2
 """Raise this with every change of meaning of a field, and say in :func:`read` what older records meant. A new field
 needs no new number."""
 
+BUDGET_LIMIT = 0.02
+"""Largest distance of the returned network's MACs from the budget, as a share of the dense ones, that meets it."""
+
 STATUSES = ("ok", "failed", "diverged", "skipped")
 """``skipped``: the method says that it cannot run on this task or backbone; ``error`` holds its reason."""
 

@@ -27,7 +27,7 @@ from nasbench_grow.harness.cell import Cell
 from nasbench_grow.harness.clocked_meter import ClockedMeter
 from nasbench_grow.harness.dense import check_forward
 from nasbench_grow.harness.errors import DeviceError, SkippedError
-from nasbench_grow.harness.record import FIELDS, SCHEMA, Record
+from nasbench_grow.harness.record import BUDGET_LIMIT, FIELDS, SCHEMA, Record
 from nasbench_grow.harness.runtime import SetupRuntime
 from nasbench_grow.harness.setups import ADAPTIVE
 from nasbench_grow.harness.store import Store
@@ -41,8 +41,6 @@ Progress = Callable[[dict[str, Any]], None]
 _GOES_ON = "the same command goes on after the last finished epoch"
 CURVE_SAMPLES = 500
 """How many validation samples the curves over the epochs are drawn from; records use the whole split."""
-BUDGET_LIMIT = 0.02
-"""Largest distance of the returned network's MACs from the budget, as a share of the dense ones, that meets it."""
 
 
 def run_cell(cell: Cell, store: Store, *, profile: str | None = None, progress: Progress | None = None) -> Record:
@@ -88,10 +86,12 @@ def run_cell(cell: Cell, store: Store, *, profile: str | None = None, progress: 
 
 
 def record_failure(cell: Cell, store: Store, error: UserError, *, profile: str | None = None) -> Record:
-    """Keep and return the record of a cell that could not be run because of bad input; it will start afresh."""
+    """Keep and return the record of a cell that could not be run because of bad input.
+
+    Its checkpoint stays, if it has one: what was bad may be mended (data that were not there), and the run goes on.
+    """
     record = Run(cell, store, profile).record("failed", str(error))
     store.write_record(record)
-    store.drop_checkpoint(record["run_key"])
     return record
 
 
@@ -194,6 +194,7 @@ class Run:
             self._keep_history()
 
     def _keep_history(self) -> None:
+        """Writes the history, and tells of the epochs that were not told of yet."""
         self.store.write_history(self.key, self.history)
         for entry in self.history[self.told :]:
             self.tell(entry)

@@ -27,9 +27,6 @@ COLUMNS: dict[str, str] = {
 }
 """The columns that :func:`load` always gives, with their types: a record's fields and two shares."""
 
-BUDGET_LIMIT = 0.02
-"""Largest accepted distance of the returned network's MACs from the budget, as a share of dense MACs."""
-
 Read = Callable[[Any, str], dict[str, Any]]
 """Makes of a file's content and its stem what is wanted; raises ValueError with what is wrong."""
 
@@ -155,4 +152,4 @@ def _met(frame: pd.DataFrame) -> pd.Series[Any]:
     or where it is not one of MACs."""
     off = (frame["macs_share"] - frame["budget"]).abs()
     judged = off.notna() & (frame["budget"] < 1) & ~frame["method"].str.contains("cost=time", regex=False)
-    return (off <= BUDGET_LIMIT * (1 + 1e-9)).astype("boolean").where(judged, pd.NA)
+    return (off <= record.BUDGET_LIMIT * (1 + 1e-9)).astype("boolean").where(judged, pd.NA)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
+from nasbench_grow.harness.record import BUDGET_LIMIT
 from nasbench_grow.report.block import PROTOCOL, Block, base, by_epoch, commits, values_by_seed
-from nasbench_grow.report.frames import BUDGET_LIMIT
 from nasbench_grow.report.statistics import CONFIDENCE, estimate, holm
 from nasbench_grow.report.wording import MINUS, MISSED, NOTHING, TIMES, floats, listed, number, with_interval
 
