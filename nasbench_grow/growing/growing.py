@@ -53,10 +53,10 @@ class Masks(ABC):
         self.space, self.structures, self.budget = space, structures, budget
         self.cost_of = cost_of or space.macs
         self.generator = torch.Generator().manual_seed(seed)
-        self.always = torch.zeros(len(space), dtype=torch.bool)
+        self.ungrown = torch.zeros(len(space), dtype=torch.bool)
         """The structures that are not grown, but there from the start."""
-        self.always[: space.filters] = structures == "layers"
-        self.always[space.filters :] = structures == "filters"
+        self.ungrown[: space.filters] = structures == "layers"
+        self.ungrown[space.filters :] = structures == "filters"
         self.dense_cost = self.cost_of(space.full())
         self.present = space.seed(structures)
         self.seed_cost = self.cost

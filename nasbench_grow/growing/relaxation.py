@@ -96,7 +96,7 @@ class RelaxedMasks(Masks):
         macs = space.marginal_macs(space.full())
         costs = (macs / macs.mean()).float() if settings.cost_aware else torch.ones(len(space))
         self.costs, self.betas, self.fixed = (
-            tensor.to(self.device) for tensor in (costs, self.temperatures, self.always)
+            tensor.to(self.device) for tensor in (costs, self.temperatures, self.ungrown)
         )
         self.price = self._price()
 
@@ -144,7 +144,7 @@ class RelaxedMasks(Masks):
 
     def _alive(self, present: Tensor) -> Tensor:
         """Keeps the filter with the highest logit in a group that would be empty: a network needs every layer."""
-        present, logits = present | self.always, self.logits.detach().cpu()
+        present, logits = present | self.ungrown, self.logits.detach().cpu()
         for group in self.space.groups:
             if not present[group.structures].any():
                 present[group.start + int(logits[group.structures].argmax())] = True

@@ -173,7 +173,7 @@ class ScaledMasks(Masks):
         narrow and cheap, so that none has less time to learn than it must."""
         layers = slice(self.space.filters, len(self.space))
         self.keys[layers] += self.settings.layer_logit
-        self.keys[self.always] = torch.inf
+        self.keys[self.ungrown] = torch.inf
         planned = select(self.space, self.keys, self.budget * self.dense_cost, self.granularity, self.cost_of)
         self.keys[layers] = torch.where(planned[layers], torch.inf, -torch.inf)
 
