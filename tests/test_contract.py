@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from cells import METHODS, small_cell
+from killing import outcome, run_whole_and_in_pieces
 from kinds.activations import Responsive
 from kinds.distilled import Distilled
 from kinds.evolution import Evolution
@@ -15,7 +16,6 @@ from kinds.morphnet import MorphNet
 from kinds.net2net import Net2Net, copies
 from kinds.one_shot import OneShot
 from kinds.recurrent_only import RecurrentOnly
-from test_resuming import Killed, killing, outcome
 
 from nasbench_grow import count_macs
 from nasbench_grow.contract import ElasticModel, Recipe
@@ -58,15 +58,10 @@ def test_a_method_of_this_kind_fits_into_one_short_file(cls):
 
 @pytest.mark.parametrize("cls", [cls for cls in KINDS if cls is not RecurrentOnly], ids=lambda cls: cls.name)
 def test_it_meets_its_budget_and_goes_on_to_the_same_bits_wherever_it_was_killed(tmp_path, cls):
-    cell, heard = cell_of(cls), []
-    whole = run_one(cell, Store(tmp_path / "whole"), progress=heard.append)
+    whole, pieces = run_whole_and_in_pieces(cell_of(cls), tmp_path)
     assert whole["status"] == "ok", whole["error"]
     assert whole["macs"] <= 0.5 * whole["dense_macs"]
-    for epoch in range(1, len(heard) + 1):
-        store = Store(tmp_path / f"killed-{epoch}")
-        with pytest.raises(Killed):
-            run_one(cell, store, progress=killing(epoch))
-        assert outcome(run_one(cell, store)) == outcome(whole), f"killed after epoch {epoch}"
+    assert outcome(pieces) == outcome(whole)
 
 
 def test_statistics_passes_are_billed(tmp_path):

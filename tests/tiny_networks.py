@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nasbench_grow.contract import Batch, Job, Recipe, Splits
-from nasbench_grow.growing.api import _OwnRecipe
+from nasbench_grow.growing.own import OwnRecipe
 from nasbench_grow.tasks.digits import Digits
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
@@ -149,7 +149,7 @@ def small_job(
 ) -> Job:
     """A job with a dense network that is the same each time; on digits, or on noise of another example's shape."""
     arguments = {"budget": 0.5, "seed": 0, "granularity": 1, "loss": F.cross_entropy, **changes}
-    recipe: Recipe = _OwnRecipe(batch_size=batch_size, make=optimizer, rate=rate)
+    recipe: Recipe = OwnRecipe(batch_size=batch_size, make=optimizer, rate=rate)
     return Job(
         epochs=epochs,
         example=example,
