@@ -18,7 +18,7 @@ def test_a_grid_is_written_out_in_words() -> None:
 @pytest.mark.parametrize("name", PROFILES)
 def test_methods_are_named_as_in_their_records(name: str) -> None:
     methods = {method for grid in PROFILES[name].grids for method in grid.methods}
-    assert methods and {registry.method(method).name for method in methods} == methods
+    assert methods and {str(registry.method(method)) for method in methods} == methods
 
 
 @pytest.mark.parametrize("name", [name for name in PROFILES if not name.startswith("ablation-")])

@@ -47,11 +47,11 @@ class Recipe:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * rest))
 
     def set_rate(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
-        """Sets the learning rate of the optimizer's first group; the others keep their ratio to it."""
-        first = optimizer.param_groups[0].setdefault("initial_lr", optimizer.param_groups[0]["lr"])
-        for group in optimizer.param_groups:
-            own = group.setdefault("initial_lr", group["lr"])
-            group["lr"] = rate if own == first else rate * own / first
+        """Sets the learning rate of the optimizer's fastest parameter group; the others keep their ratio to it."""
+        own = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
+        fastest = max(own)
+        for group, initial in zip(optimizer.param_groups, own, strict=True):
+            group["lr"] = rate if initial == fastest else rate * initial / fastest
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """SGD with Nesterov momentum; no weight decay on normalisation parameters and biases (1-d tensors)."""

@@ -24,9 +24,10 @@ from nasbench_grow.dev.bench.record import Record, bar, write_json
 from nasbench_grow.harness import measure
 
 CODE = (
-    *("cost.py", "dependencies.py", "discovery.py", "exactness.py"),
-    *("attention.py", "layers.py", "recurrent.py", "space.py", "subnetwork.py"),
-    *("model_table/examine.py", "model_table/kinds.py"),
+    "cost/macs.py",
+    *(f"structure/{name}.py" for name in ("dependencies", "discovery", "exactness", "attention", "layers")),
+    *(f"structure/{name}.py" for name in ("recurrent", "space", "subnetwork")),
+    *("dev/model_table/examine.py", "dev/model_table/kinds.py"),
 )
 """Our files that an examination runs."""
 _ROOT = Path(__file__).resolve().parents[2]
