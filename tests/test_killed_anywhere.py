@@ -218,6 +218,52 @@ class StopsEarly(Nasty):
         return model.network
 
 
+class Bilevel(Nasty):
+    """Learns the scale of its output on samples that its weights do not learn from, as DARTS does."""
+
+    name = "bilevel"
+
+    class Scale(Callback):
+        def __init__(self, job):
+            self.job, self.steps = job, 0
+            self.scale = torch.ones((), requires_grad=True)
+            self.optimizer = torch.optim.SGD([self.scale], lr=0.1, momentum=0.9)
+            self.batches = job.search_batches()
+
+        def forward(self, model, network, inputs):
+            return self.scale * network(inputs)
+
+        def before_step(self, model, step, steps):
+            inputs, targets = next(self.batches)
+            self.optimizer.zero_grad()
+            self.job.loss(self.forward(model, model.network, inputs), targets).backward()
+            self.optimizer.step()
+            self.job.meter.step(model.macs, len(inputs))
+            self.steps += 1
+
+        def after_step(self, model):
+            with torch.no_grad():
+                model.network.fc.weight.clamp_(-0.1, 0.1)
+
+        def state_dict(self):
+            return {"steps": self.steps, "scale": self.scale.detach(), "optimizer": self.optimizer.state_dict()}
+
+        def load_state_dict(self, state):
+            self.steps = state["steps"]
+            self.batches = self.job.search_batches(first=self.steps)
+            self.optimizer.load_state_dict(state["optimizer"])
+            with torch.no_grad():
+                self.scale.copy_(state["scale"])
+
+    def run(self, job):
+        model = job.model()
+        scale = self.Scale(job)
+        yield from job.fit(model, scale, epochs=2, searching=True)
+        model.resize(of_size(model, job, min(1, 0.5 * abs(float(scale.scale)))))
+        yield from job.fit(model)
+        return model.network
+
+
 NASTY = [cls for cls in globals().values() if isinstance(cls, type) and issubclass(cls, Nasty) and cls is not Nasty]
 
 
