@@ -230,3 +230,12 @@ def test_the_state_that_a_recurrent_network_hands_on_is_kept():
     model.network(torch.tensor([[3.0]]))
     twin.load_state_dict(model.state_dict())
     assert twin.network.seen.tolist() == [3.0]
+
+
+def test_a_group_without_a_filter_is_named():
+    model = job_of().model()
+    group = model.space.groups[0]
+    present = model.space.full()
+    present[group.structures] = False
+    with pytest.raises(UserError, match=f"^no filter of '{group.name}' is left; keep at least one"):
+        model.resize(present)

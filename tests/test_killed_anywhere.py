@@ -15,7 +15,7 @@ from torch import nn
 
 from nasbench_grow import extract, recalibrate, select, uniform_keys
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.contract import Callback, Method
+from nasbench_grow.contract import Callback, DivergedError, Method
 from nasbench_grow.harness import registry
 from nasbench_grow.harness.reproduce import run_one
 from nasbench_grow.harness.store import Checkpoint, Store
@@ -199,6 +199,28 @@ class Freezes(Nasty):
         for name, parameter in model.network.named_parameters():
             parameter.requires_grad_("conv" not in name)
         yield from job.fit(model, rate=0.01)
+        return model.network
+
+
+class OutlivesDivergence(Nasty):
+    """Goes on where one of its trials does not."""
+
+    name = "outlives-divergence"
+
+    class Explodes(Callback):
+        def before_step(self, model, step, steps):
+            self.late = step > 0
+
+        def loss(self, model, network, inputs, targets, loss):
+            found = super().loss(model, network, inputs, targets, loss)
+            return found * torch.nan if self.late else found
+
+    def run(self, job):
+        model = job.model()
+        first = yield from job.trial(model, epochs=1)
+        with suppress(DivergedError):
+            yield from job.trial(model, self.Explodes(), epochs=2)
+        yield from job.fit(model, rate=1 + first)
         return model.network
 
 

@@ -203,10 +203,11 @@ class Job:
                 callback.load_state_dict(step.state["callback"])
                 return self._given(step)
             before = copy.deepcopy(model.state_dict())
-            yield from self.fit(model, callback, epochs=epochs, searching=True)
-            found = self._result(step, self.score(model.network), callback=callback.state_dict())
-            model.load_state_dict(before)
-            return found
+            try:
+                yield from self.fit(model, callback, epochs=epochs, searching=True)
+                return self._result(step, self.score(model.network), callback=callback.state_dict())
+            finally:
+                model.load_state_dict(before)
 
     def score(self, network: nn.Module) -> float:
         """How good a network is on the search split: part of the training samples, neither validation nor test.

@@ -85,10 +85,16 @@ class ElasticModel:
         Args:
             present: shape (structures,), bool; every channel group needs at least one filter.
             newborn: how structures that join start.
+
+        Raises:
+            UserError: a channel group has no filter left.
         """
         before = self.structures
         if torch.equal(before, present):
             return
+        for group in self.space.groups:
+            if not present[group.structures].any():
+                raise UserError(f"no filter of {group.name!r} is left; keep at least one in every channel group")
         if self.network is not self.dense:
             absorb(self.space, self.dense, before, self.network)
         if callable(newborn):
