@@ -16,14 +16,15 @@ class Callback:
     """Plain training; a subclass changes what it must.
 
     The moments of a step, in order: :meth:`before_step`, :meth:`loss` (which calls :meth:`forward`), :meth:`penalty`,
-    the backward pass, :meth:`after_backward`, the optimizer's step. After an epoch: :meth:`after_epoch`.
+    the backward pass, :meth:`after_backward`, the optimizer's step, :meth:`after_step`. After an epoch:
+    :meth:`after_epoch`.
 
     Whatever changes here while training belongs into :meth:`state_dict`: it is what a killed run is resumed from.
     """
 
     def before_step(self, model: ElasticModel, step: int, steps: int) -> None:
-        """Called before a batch is drawn; any restructuring is due now. ``step`` of ``steps`` of the schedule are
-        done."""
+        """Called before a batch is drawn; any restructuring is due now, and gradients that are left are dropped.
+        ``step`` of ``steps`` of the schedule are done."""
 
     def forward(self, model: ElasticModel, network: nn.Module, inputs: Any) -> Any:
         """The output that is trained. ``network`` computes what ``model.network`` does, perhaps faster."""
@@ -39,6 +40,9 @@ class Callback:
 
     def after_backward(self, model: ElasticModel) -> None:
         """Called when every parameter has its gradient and before the optimizer moves it."""
+
+    def after_step(self, model: ElasticModel) -> None:
+        """Called when the optimizer has moved the parameters: to project, clamp or zero them."""
 
     def step_macs(self, model: ElasticModel) -> int:
         """Forward MACs of one input in this step, which are counted three times (forward and backward pass)."""

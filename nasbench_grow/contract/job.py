@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, count, islice
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ class Job:
         self._score, self._source, self._ambient = score, source, ambient
         self._dense_macs: int | None = None
         self.sampled: nn.Module | None = None
-        """The network of the last stage, also of one that was passed before the run was taken up again."""
+        """The network of the last stage of training, search apart, also where the run was taken up again after it."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -131,9 +132,17 @@ class Job:
             raise UserError("this job has no source cell; name one in the method's `source`")
         return self._source
 
-    def model(self, network: nn.Module | None = None) -> ElasticModel:
-        """A model to train: a fresh dense backbone, or ``network``, with the recipe's optimizer."""
-        return ElasticModel(self.build() if network is None else network, self.example, self.recipe.optimizer)
+    def model(
+        self, network: nn.Module | None = None, *, optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None
+    ) -> ElasticModel:
+        """A model to train: a fresh dense backbone, or ``network``, with the recipe's optimizer.
+
+        ``optimizer`` makes another one, for a method that consists in it. Its first group still learns at the recipe's
+        rate times the ``rate`` of :meth:`fit`; the others keep their ratio to it.
+        """
+        return ElasticModel(
+            self.build() if network is None else network, self.example, optimizer or self.recipe.optimizer
+        )
 
     def fit(
         self,
@@ -153,18 +162,22 @@ class Job:
         Args:
             model: trained in place.
             callback: what is not plain about it; None: nothing.
-            epochs: passes over the training samples, whole or not; None: what is left of the run's schedule.
+            epochs: passes over the training samples, whole or not; None: what is left of the run's schedule, or with a
+                ``span`` as many as the job has.
             span: the part of the recipe's schedule to go through, e.g. (0, 1): all of it, warm-up included. None: go on
-                in the run's own, which is ``epochs`` of the job long.
+                in the run's own, which is ``epochs`` of the job long. Trainings of one model by spans go on from each
+                other's samples.
             rate: factor on the recipe's learning rate.
             searching: train on what the search split leaves, by a schedule of the training's own (``span``, or all of
                 the recipe's), and count it as search.
 
         Raises:
             DivergedError: the loss is no longer a finite number.
-            UserError: the training samples are fewer than they said.
+            UserError: the training samples are fewer than they said, or more epochs are asked for than are left.
         """
         callback = callback or Callback()
+        if epochs is None and span is not None:
+            epochs = self.epochs
         if not searching:
             yield from self._fit(model, callback, epochs, span, rate, self.train, "training")
             return
@@ -179,14 +192,22 @@ class Job:
     ) -> Generator[Stage, None, float]:
         """Trains a model only to judge it, by the whole of the recipe's schedule; returns its :meth:`score`.
 
-        The samples that it is judged on are left out of the training. Everything counts as search. In a run that is
-        taken up again, trials that are done give their score and leave ``model`` as it was before.
+        The samples that it is judged on are left out of the training. Everything counts as search. Afterwards ``model``
+        is as it was before, and only the callback has changed. To go on with what was tried, use :meth:`fit` with
+        ``searching`` and :meth:`score`.
         """
+        callback = callback or Callback()
         with self._journal.step() as step:
             if step.done:
+                assert step.state is not None
+                callback.load_state_dict(step.state["callback"])
                 return self._given(step)
-            yield from self.fit(model, callback, epochs=epochs, searching=True)
-            return self._result(step, self.score(model.network))
+            before = copy.deepcopy(model.state_dict())
+            try:
+                yield from self.fit(model, callback, epochs=epochs, searching=True)
+                return self._result(step, self.score(model.network), callback=callback.state_dict())
+            finally:
+                model.load_state_dict(before)
 
     def score(self, network: nn.Module) -> float:
         """How good a network is on the search split: part of the training samples, neither validation nor test.
@@ -215,13 +236,24 @@ class Job:
         macs = (3 if backward else 1) * count_macs(network, self.example)
         left = min(samples, len(self.train))
         for inputs, targets in self.train.batches(self.recipe.batch_size):
+            if left <= 0:
+                return
             inputs, targets = inputs[:left], targets[:left]
             with self.meter.spending_on("calibration"):
                 self.meter.add(macs * len(inputs))  # of several processes each sees all of them: one count
             yield inputs, targets
             left -= len(inputs)
-            if left <= 0:
-                return
+
+    def search_batches(self, first: int = 0) -> Iterator[Batch]:
+        """Batches of the samples that a search is judged on, over and over, for what it learns from them itself, as
+        DARTS does its architecture. Whoever runs a network on them counts that in ``job.meter``.
+
+        Args:
+            first: number of the batch to begin with, for a run that is taken up again.
+        """
+        _, judged = self._search_splits
+        rounds = (judged.batches(self.recipe.batch_size) for _ in count())
+        return islice(chain.from_iterable(rounds), first, None)
 
     @cached_property
     def _search_splits(self) -> tuple[TrainSplit, Split]:
@@ -240,10 +272,19 @@ class Job:
     ) -> Generator[Stage, None, None]:
         """One training, taken up where the journal says that it stands."""
         per_epoch = train.steps_per_epoch(self.recipe.batch_size)
-        clock, total = (self.clock, self.total_steps) if span is None else (Clock(), 0)
-        first = clock.end
-        last = first + round(epochs * per_epoch) if epochs is not None else total
-        total, span = (total, (0.0, 1.0)) if span is None else (last, span)
+        steps = None if epochs is None else round(epochs * per_epoch)
+        if span is None:
+            clock, own, total = self.clock, False, self.total_steps
+            last = total if steps is None else min(total, clock.end + steps)
+            if steps is not None and steps > total - clock.end + 1:  # one too many may come of rounding
+                raise UserError(
+                    f"{epochs:g} epochs cannot be trained, because {(total - clock.end) / per_epoch:g} of the run's "
+                    f"{self.epochs} are left; train fewer, or give a span of the schedule"
+                )
+            span = 0.0, 1.0
+        else:
+            assert steps is not None
+            clock, own, last, total = Clock(), True, steps, steps
 
         def learning_rate(step: int) -> float:
             progress = span[0] + (span[1] - span[0]) * min(1.0, (step + 1) / total)
@@ -252,15 +293,21 @@ class Job:
         with self._journal.step() as step:
             if step.state is not None:
                 self._take_up(step, model, callback, clock)
-                self.sampled = callback.evaluated(model)
+                if purpose == "training":
+                    self.sampled = callback.evaluated(model)
+            seen = model.epochs if own else 0
             while clock.end < last and not step.done:
                 end = min(last, (clock.end // per_epoch + 1) * per_epoch)
-                loss = self._epoch(model, callback, clock, end, total, learning_rate, train)
+                loss = self._epoch(model, callback, clock, end, total, learning_rate, train, seen)
                 if not math.isfinite(loss):
                     raise DivergedError(f"the training loss became {loss} in epoch {math.ceil(end / per_epoch)}")
                 callback.after_epoch(model)
-                self.sampled = callback.evaluated(model)
-                yield Stage(self.sampled, loss, learning_rate(end - 1), callback.log(model), purpose)
+                network = callback.evaluated(model)
+                if purpose == "training":
+                    self.sampled = network
+                yield Stage(network, loss, learning_rate(end - 1), callback.log(model), purpose)
+                if end == last and own:
+                    model.epochs = seen + math.ceil(last / per_epoch)
                 self._keep(step, model, callback, clock, done=end == last)
 
     def _epoch(
@@ -272,12 +319,14 @@ class Job:
         total: int,
         learning_rate: Callable[[int], float],
         train: TrainSplit,
+        seen: int,
     ) -> float:
-        """Trains up to step ``end``, which is within one epoch; returns the mean loss over its batches."""
+        """Trains up to step ``end``, which is within one epoch, on samples as shuffled after ``seen`` others; returns
+        the mean loss over its batches."""
         size, per_epoch = self.recipe.batch_size, train.steps_per_epoch(self.recipe.batch_size)
         number, skipped = divmod(clock.end, per_epoch)
         steps = end - clock.end
-        drawn = islice(train.epoch(number + 1, size, self.seed), skipped, skipped + steps)
+        drawn = islice(train.epoch(seen + number + 1, size, self.seed), skipped, skipped + steps)
         batches = self.runtime.batches(drawn, clock, model, steps, steps * min(size, len(train)))
         model.network.train()
         losses = []
@@ -306,6 +355,7 @@ class Job:
         model.optimizer.step()
         model.unchanged += 1
         self.meter.step(callback.step_macs(model), len(inputs))
+        callback.after_step(model)
         return loss.detach()
 
     def _fast(self, model: ElasticModel) -> nn.Module:
@@ -334,9 +384,9 @@ class Job:
         self._go_on(step)
         clock.move_to(step.state["step"])
 
-    def _result(self, step: Step, score: float) -> float:
+    def _result(self, step: Step, score: float, **more: Any) -> float:
         """Keeps the score that ends a step."""
-        step.keep({"score": score, **self._surroundings()}, done=True)
+        step.keep({"score": score, **more, **self._surroundings()}, done=True)
         return score
 
     def _given(self, step: Step) -> float:

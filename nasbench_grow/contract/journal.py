@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from nasbench_grow.base.errors import UserError
+
 State = dict[str, Any]
 
 
@@ -56,6 +58,11 @@ class Journal:
         self._prefix = ""
         self._next = 0
 
+    @property
+    def inside(self) -> str:
+        """Beginning of the name that the next step will have."""
+        return self._prefix
+
     @contextmanager
     def step(self) -> Iterator[Step]:
         """The next step of the code; steps taken inside are part of it."""
@@ -63,7 +70,7 @@ class Journal:
         outside = self._prefix, self._next + 1
         self._prefix, self._next = f"{name}.", 0
         try:
-            yield Step(name, self.storage)
+            yield Step(name, self)
         finally:
             self._prefix, self._next = outside
 
@@ -71,9 +78,9 @@ class Journal:
 class Step:
     """One step: not begun, begun or done."""
 
-    def __init__(self, name: str, storage: Storage) -> None:
-        self._name, self._storage = name, storage
-        self.state = storage.read(name)
+    def __init__(self, name: str, journal: Journal) -> None:
+        self._name, self._journal, self._storage = name, journal, journal.storage
+        self.state = self._storage.read(name)
         """What was kept last; None: nothing."""
 
     @property
@@ -82,7 +89,16 @@ class Step:
         return self.state is not None and bool(self.state["done"])
 
     def keep(self, state: State, *, done: bool) -> None:
-        """Keep where the step stands."""
+        """Keep where the step stands; what was taken inside must be over.
+
+        Raises:
+            UserError: a step inside goes on.
+        """
+        if self._journal.inside != f"{self._name}.":
+            raise UserError(
+                "two trainings of this method take turns stage by stage, so that they could not be taken up again; let "
+                "one end before the other goes on, e.g. job.fit(model, epochs=1) in turn"
+            )
         self.state = {**state, "done": done}
         self._storage.write(self._name, self.state)
         self.forget_inside()

@@ -31,7 +31,6 @@ class Source:
     ) -> None:
         self.record = record
         self._architecture, self._load, self._meter, self._bill_seconds = architecture, load, meter, bill_seconds
-        self._billed = False
 
     @property
     def architecture(self) -> str:
@@ -45,8 +44,7 @@ class Source:
         return self._load()
 
     def _bill(self) -> None:
-        if not self._billed:
-            self._billed = True
+        if not self._meter.spent["source"]:  # the meter also remembers it where the run was taken up again
             with self._meter.spending_on("source"):
                 self._meter.add(self.record["train_macs"])
             self._bill_seconds(self.record["wall_s"] or 0.0, self.record["cpu_s"] or 0.0)

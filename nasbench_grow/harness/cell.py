@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract import Method
 from nasbench_grow.harness import registry
 from nasbench_grow.harness.dense import fingerprint
 
@@ -112,5 +113,18 @@ def make_cell(
     registry.task(task)
     registry.setup(setup)
     found = registry.method(method)
+    _check_sources(found)
     share = float(budget) if found.uses_budget else 1.0
     return Cell(str(found), task, backbone, share, seed, epochs, train_samples, setup)
+
+
+def _check_sources(method: Method) -> None:
+    """Raises UserError where a method would begin, after others or at once, with itself."""
+    chain = [str(method)]
+    while (source := registry.method(chain[-1]).source) is not None:
+        chain.append(str(registry.method(source)))
+        if chain[-1] in chain[:-1]:
+            raise UserError(
+                f"method {chain[0]!r} cannot be run: {chain[-1]!r} begins with itself ({' <- '.join(chain)}); name "
+                "another method in its `source`"
+            )

@@ -360,14 +360,16 @@ class _Unclocked:
         self._run, self._storage = run, run.store.checkpoint(run.key)
 
     def read(self, name: str) -> dict[str, Any] | None:
-        return self._storage.read(name)
+        with self._run.meter.paused():
+            return self._storage.read(name)
 
     def write(self, name: str, state: dict[str, Any]) -> None:
         with self._run.meter.paused():
             self._storage.write(name, state)
 
     def forget(self, prefix: str) -> None:
-        self._storage.forget(prefix)
+        with self._run.meter.paused():
+            self._storage.forget(prefix)
 
 
 @lru_cache(maxsize=1)  # many cells in a row share their data

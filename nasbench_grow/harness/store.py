@@ -226,6 +226,7 @@ class Checkpoint:
                 raise ValueError(f"it belongs to cell {state['run_key']}")
         except Exception as error:  # torch.load has no one error for a damaged file
             self._store.set_aside(path, f"{type(error).__name__}: {error}".splitlines()[0])
+            self.forget(f"{name}.")  # steps inside it belong to the epoch that it had come to
             return None
         return dict(state)
 

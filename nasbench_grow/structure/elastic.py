@@ -39,6 +39,7 @@ class ElasticModel:
         optimizer: holds the parameters of ``network``.
         present: the structures of ``network``, shape (structures,), bool; None: nothing was ever removed.
         unchanged: optimizer steps since the structure last changed.
+        epochs: epochs begun by schedules of the model's own, so that the next one draws other batches.
 
     Raises:
         UserError: the dense model has no parameters.
@@ -53,7 +54,7 @@ class ElasticModel:
         self.network = dense
         self.optimizer = make_optimizer(dense)
         self.present: Tensor | None = None
-        self.unchanged = 0
+        self.unchanged = self.epochs = 0
         self._macs: int | None = None
         self._axes: list[tuple[str, int, Tensor, Tensor]] | None = None
 
@@ -84,10 +85,16 @@ class ElasticModel:
         Args:
             present: shape (structures,), bool; every channel group needs at least one filter.
             newborn: how structures that join start.
+
+        Raises:
+            UserError: a channel group has no filter left.
         """
         before = self.structures
         if torch.equal(before, present):
             return
+        for group in self.space.groups:
+            if not present[group.structures].any():
+                raise UserError(f"no filter of {group.name!r} is left; keep at least one in every channel group")
         if self.network is not self.dense:
             absorb(self.space, self.dense, before, self.network)
         if callable(newborn):
@@ -152,8 +159,10 @@ class ElasticModel:
             "dense": None if self.network is self.dense else self.dense.state_dict(),
             "present": self.present,
             "network": self.network.state_dict(),
+            "running": _running_state(self.network),
             "optimizer": self.optimizer.state_dict(),
             "unchanged": self.unchanged,
+            "epochs": self.epochs,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -165,7 +174,17 @@ class ElasticModel:
         else:
             self.space  # noqa: B018  (discovered while the dense model is as it was made)
             self.dense.load_state_dict(state["dense"])
-            self._take_up(state["present"])
+            if self.present is None or not torch.equal(self.present, state["present"]):
+                self._take_up(state["present"])  # else what the method did to the network's modules is left alone
         self.network.load_state_dict(state["network"])
+        for name, tensor in state["running"].items():
+            path, _, key = name.rpartition(".")
+            self.network.get_submodule(path)._buffers[key] = tensor.to(self.example.device, copy=True)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.unchanged = state["unchanged"]
+        self.unchanged, self.epochs = state["unchanged"], state["epochs"]
+
+
+def _running_state(network: nn.Module) -> dict[str, Tensor]:
+    """The buffers that no checkpoint of a network holds: what a recurrent one hands from batch to batch."""
+    kept = network.state_dict()
+    return {name: buffer for name, buffer in network.named_buffers() if name not in kept}
