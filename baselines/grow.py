@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from nasbench_grow.contract import Job, Method, Run
@@ -25,6 +26,11 @@ class Grow(Method):
     def budget_of(self) -> Literal["macs", "time"]:
         """MACs, or with ``cost=time`` the time of a training step."""
         return "time" if self.settings.cost == "time" else "macs"
+
+    def in_cell(self, granularity: int, epochs: int) -> Method:
+        """Without a granularity that is the set-up's own."""
+        own = self.settings.granularity == granularity
+        return Grow(replace(self.settings, granularity=None)) if own else self
 
     def run(self, job: Job) -> Run:
         """Grows."""

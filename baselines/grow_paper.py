@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nasbench_grow.contract import Job, Method, Run
 from nasbench_grow.growing import relaxation
 
@@ -14,6 +16,10 @@ class GrowPaper(Method):
     family = "growing"
     citation = "Yuan, Savarese, Maire, arXiv 2007.15353"
     Settings = relaxation.RelaxationSettings
+
+    def in_cell(self, granularity: int, epochs: int) -> Method:
+        """Without periods that are epochs."""
+        return GrowPaper(replace(self.settings, periods=None)) if self.settings.periods == epochs else self
 
     def run(self, job: Job) -> Run:
         """Grows."""

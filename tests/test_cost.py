@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.cost.macs import TrainingMeter, count_macs, macs_by_module, uncounted_ops
+from nasbench_grow.cost.macs import count_macs, macs_by_module, uncounted_ops
+from nasbench_grow.cost.meter import TrainingMeter
 
 few = settings(max_examples=25, deadline=None)
 

@@ -6,13 +6,16 @@ import copy
 
 import pytest
 import torch
-from nasbench_grow.growing.grower import Grower
 from torch import Tensor, nn
 
 import nasbench_grow
 from nasbench_grow import Space, count_macs, discover, extract
 from nasbench_grow.backbones import create
 from nasbench_grow.backbones.lstm import LanguageModel
+from nasbench_grow.contract import Job
+from nasbench_grow.growing import scaling
+from nasbench_grow.growing.own import OwnBatches, OwnRecipe
+from nasbench_grow.growing.scaling import ScalingSettings
 from nasbench_grow.structure.exactness import masked
 from nasbench_grow.structure.gating import GatedNetwork
 from nasbench_grow.structure.subnetwork import carry_state, zero_init
@@ -107,17 +110,6 @@ def test_gates_scale_every_unit_and_fold_away():
     assert torch.equal(gates.grad != 0, present)
 
 
-def test_what_units_are_worth_is_the_gradient_of_their_gates():
-    model = language_model().double()
-    space = discover(model, EXAMPLE)
-    present = random_structures(space, 3)
-    gated = GatedNetwork(space, present, extract(space, model, present))
-    gates = torch.ones(len(space), dtype=torch.double, requires_grad=True)
-    (wanted,) = torch.autograd.grad(gated(words(3, goes_on=0), gates).square().sum(), gates)
-    gated(words(3, goes_on=0)).square().sum().backward()
-    torch.testing.assert_close(gated.slopes(), wanted)
-
-
 def test_autocast_for_gpus_which_would_take_fp16_leaves_lstms_alone():
     model = create("lstm_200", 50, 1)
     seen = {}
@@ -179,25 +171,25 @@ def test_silent_newborn_units_leave_the_function_as_it_was():
 
 
 def test_growing_carries_the_state_over_its_restructurings():
-    model = language_model()
-    grower = Grower(
-        model,
-        EXAMPLE,
-        budget=0.6,
-        epochs=2,
-        steps_per_epoch=10,
-        loss=lambda output, target: nn.functional.cross_entropy(output.flatten(0, 1), target.flatten()),
-        optimizer=lambda network: torch.optim.SGD(network.parameters(), lr=0.5),
-    )
     batches = [(batch, batch[:, 1:]) for batch in (words(4, goes_on=step > 0, seed=step) for step in range(10))]
+    job = Job(
+        budget=0.6,
+        seed=0,
+        epochs=2,
+        granularity=1,
+        example=EXAMPLE,
+        recipe=OwnRecipe(make=lambda network: torch.optim.SGD(network.parameters(), lr=0.5)),
+        loss=lambda output, target: nn.functional.cross_entropy(output.flatten(0, 1), target.flatten()),
+        build=language_model,
+        train=OwnBatches(lambda epoch: batches, len(batches)),
+    )
+    model, growing = scaling.begin(job, ScalingSettings(growth=0.5))
     widths = []
-    for _ in range(2):
-        for batch in batches:
-            grower.train([batch])
-            widths.append(grower.gated.network.layers[0].hidden.shape)
+    growing.after_step = lambda model: widths.append(model.network.layers[0].hidden.shape)
+    list(job.fit(model, growing))
     assert len(set(widths)) > 1, "the network was never restructured"
     assert all(shape[1] == 4 for shape in widths)
-    small = grower.finish()
+    small = growing.finish(model)
     assert abs(count_macs(small, EXAMPLE) / count_macs(language_model(), EXAMPLE) - 0.6) < 0.1
 
 

@@ -14,7 +14,7 @@ from nasbench_grow.baselines.dense import Dense
 from nasbench_grow.baselines.dense_short import DenseShort
 from nasbench_grow.baselines.grow import Grow
 from nasbench_grow.baselines.uniform import Uniform
-from nasbench_grow.contract import Callback
+from nasbench_grow.contract import Callback, Job
 from nasbench_grow.harness import measure, registry
 from nasbench_grow.harness.errors import DeviceError
 from nasbench_grow.harness.record import FIELDS, SCHEMA
@@ -379,15 +379,22 @@ def test_reproducing_passes_over_what_is_skipped(tmp_path, monkeypatch):
     assert reproduce([cell, small_cell()], store) == {"ok": 1, "skipped": 1}
 
 
-def test_bad_input_in_the_middle_leaves_no_checkpoint_once_it_is_recorded(tmp_path, monkeypatch):
+def test_a_run_that_met_bad_input_in_the_middle_goes_on_once_it_is_mended(tmp_path, monkeypatch):
     class Late(Dense):
         name = "late"
+        mended: ClassVar[bool] = False
 
         def run(self, job):
-            yield from super().run(job)
-            raise UserError("no network of this size")
+            network = yield from super().run(job)
+            if not self.mended:
+                raise UserError("a disk that is not there")
+            return network
 
     use_methods(monkeypatch, Late)
     store, cell = Store(tmp_path), small_cell(method="late")
     assert reproduce([cell], store) == {"failed": 1}
+    assert checkpoints(store, cell)
+    Late.mended = True
+    monkeypatch.setattr(Job, "_epoch", pytest.fail)  # all is trained
+    assert reproduce([cell], store) == {"ok": 1}
     assert not checkpoints(store, cell)

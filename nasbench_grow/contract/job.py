@@ -197,7 +197,7 @@ class Job:
         ``searching`` and :meth:`score`.
         """
         callback = callback or Callback()
-        with self._journal.step() as step:
+        with self._journal.step("trial") as step:
             if step.done:
                 assert step.state is not None
                 callback.load_state_dict(step.state["callback"])
@@ -214,7 +214,7 @@ class Job:
 
         Higher is better, whatever the task's metric. Counts as search.
         """
-        with self._journal.step() as step:
+        with self._journal.step("score") as step:
             if step.done:
                 return self._given(step)
             if self._score is None:
@@ -290,7 +290,7 @@ class Job:
             progress = span[0] + (span[1] - span[0]) * min(1.0, (step + 1) / total)
             return rate * self.recipe.learning_rate_at(progress)
 
-        with self._journal.step() as step:
+        with self._journal.step("fit") as step:
             if step.state is not None:
                 self._take_up(step, model, callback, clock)
                 if purpose == "training":

@@ -64,13 +64,17 @@ class Journal:
         return self._prefix
 
     @contextmanager
-    def step(self) -> Iterator[Step]:
-        """The next step of the code; steps taken inside are part of it."""
+    def step(self, kind: str) -> Iterator[Step]:
+        """The next step of the code, of some kind (``fit``, ``trial``, ``score``); steps taken inside are part of it.
+
+        Raises:
+            UserError: the storage has a step of another kind in its place, as other code left it.
+        """
         name = f"{self._prefix}{self._next}"
         outside = self._prefix, self._next + 1
         self._prefix, self._next = f"{name}.", 0
         try:
-            yield Step(name, self)
+            yield Step(name, kind, self)
         finally:
             self._prefix, self._next = outside
 
@@ -78,10 +82,15 @@ class Journal:
 class Step:
     """One step: not begun, begun or done."""
 
-    def __init__(self, name: str, journal: Journal) -> None:
-        self._name, self._journal, self._storage = name, journal, journal.storage
+    def __init__(self, name: str, kind: str, journal: Journal) -> None:
+        self._name, self._kind, self._journal, self._storage = name, kind, journal, journal.storage
         self.state = self._storage.read(name)
         """What was kept last; None: nothing."""
+        if self.state is not None and self.state["kind"] != kind:
+            raise UserError(
+                f"the checkpoint has a {self.state['kind']} where this method takes a {kind}: other code began the "
+                "run; delete the cell's folder in checkpoints/ to begin it anew"
+            )
 
     @property
     def done(self) -> bool:
@@ -99,7 +108,7 @@ class Step:
                 "two trainings of this method take turns stage by stage, so that they could not be taken up again; let "
                 "one end before the other goes on, e.g. job.fit(model, epochs=1) in turn"
             )
-        self.state = {**state, "done": done}
+        self.state = {**state, "kind": self._kind, "done": done}
         self._storage.write(self._name, self.state)
         self.forget_inside()
 

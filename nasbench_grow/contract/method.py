@@ -59,6 +59,10 @@ class Method(ABC):
         """What the budget is a share of: the dense network's MACs, or the time of its training step."""
         return "macs"
 
+    def in_cell(self, granularity: int, epochs: int) -> Method:
+        """The same method, settings left out that say no more than such a cell does: so that it has one spelling."""
+        return self
+
     def skip(self, task: Task, network: nn.Module) -> str | None:
         """Why the method's idea has no meaning for a task and a dense network, in a few words; None: it has one."""
         return None

@@ -94,6 +94,11 @@ class ScalingSettings:
 
 def begin(job: Job, settings: ScalingSettings) -> tuple[ElasticModel, Growing]:
     """The seed of a dense backbone, and what grows it by schedule."""
+    if settings.periods != ScalingSettings.periods and settings.periods > job.total_steps:
+        raise UserError(
+            f"periods {settings.periods} has no effect in a run of {job.total_steps} steps, which can restructure the "
+            f"network once each; give up to {job.total_steps}, or train for longer"
+        )
     model = job.model()
     cost_of = None
     if settings.cost == "time":

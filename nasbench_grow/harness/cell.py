@@ -111,8 +111,8 @@ def make_cell(
     if train_samples is not None and train_samples < 1:
         raise UserError(f"train samples {train_samples} is out of range: keep 1 or more, or leave it out to keep all")
     registry.task(task)
-    registry.setup(setup)
-    found = registry.method(method)
+    granularity = registry.setup(setup).granularity
+    found = registry.method(method).in_cell(granularity, epochs)
     _check_sources(found)
     share = float(budget) if found.uses_budget else 1.0
     return Cell(str(found), task, backbone, share, seed, epochs, train_samples, setup)

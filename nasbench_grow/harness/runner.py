@@ -294,12 +294,20 @@ class Run:
             return None
         spent = macs / self.dense_macs
         if self.method.budget_of == "time":
-            spent = self.history[-1]["log"]["cost"]
+            cost = self.history[-1]["log"].get("cost")
+            if cost is None:
+                return None
+            spent = cost
         return abs(spent - self.cell.budget) <= BUDGET_LIMIT * (1 + 1e-9)
 
     def _latencies(self, network: nn.Module) -> dict[str, float]:
-        """Latency of one input and of 64, by themselves and as a share of the dense network's."""
+        """Latency of one input and of 64, by themselves and as a share of the dense network's.
+
+        Of several processes the first alone measures: together they would disturb each other.
+        """
         found: dict[str, float] = {}
+        if parallel.rank() > 0:
+            return found
         dense = self._build()
         for size in (1, 64):
             batch = self.setup.place(self.task.example().repeat(size, *[1] * (self.job.example.ndim - 1)))
