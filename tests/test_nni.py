@@ -79,14 +79,14 @@ def test_growing_sweep_searches_settings_of_grow_and_its_trial_runs_the_cell_tha
     monkeypatch.setattr(nni, "get_next_parameter", lambda: lowest)
     monkeypatch.setattr(nni, "report_intermediate_result", intermediate.append)
     monkeypatch.setattr(nni, "report_final_result", final.append)
-    arguments = ["--backbone", "tiny_network", "--epochs", "2", "--train-samples", "128", "--seed", "3"]
+    arguments = ["--backbone", "tiny_network", "--epochs", "2", "--train-samples", "640", "--seed", "3"]
     monkeypatch.setattr(sys, "argv", ["growing_trial.py", *arguments, "--results", str(tmp_path)])
     main = runpy.run_path(str(SWEEPS / "growing_trial.py"))["main"]
 
     assert main() == 0
     frame = results.load(tmp_path)
     assert list(zip(frame["method"], frame["seed"], frame["epochs"], frame["train_samples"], strict=True)) == [
-        (named(lowest), 3, 2, 128)
+        (named(lowest), 3, 2, 640)
     ]
     assert (len(intermediate), final) == (2, [frame["val_metric"][0]])
     assert main() == 0  # of the same settings: the record is there

@@ -19,6 +19,7 @@ from nasbench_grow.contract.callback import Callback
 from nasbench_grow.contract.clock import Clock
 from nasbench_grow.contract.journal import Journal, Memory, Step, Storage
 from nasbench_grow.contract.runtime import Runtime
+from nasbench_grow.contract.schedule import Schedule
 from nasbench_grow.contract.source import Source
 from nasbench_grow.contract.task import Batch, Recipe, Split, TrainSplit
 from nasbench_grow.cost.macs import count_macs
@@ -105,6 +106,7 @@ class Job:
         self._journal = Journal(storage or Memory())
         self._score, self._source, self._ambient = score, source, ambient
         self._dense_macs: int | None = None
+        self._accelerated: tuple[nn.Module, nn.Module] | None = None
         self.sampled: nn.Module | None = None
         """The network of the last stage of training, search apart, also where the run was taken up again after it."""
 
@@ -176,16 +178,16 @@ class Job:
             UserError: the training samples are fewer than they said, or more epochs are asked for than are left.
         """
         callback = callback or Callback()
-        if epochs is None and span is not None:
+        if epochs is None and (span is not None or searching):
             epochs = self.epochs
         if not searching:
-            yield from self._fit(model, callback, epochs, span, rate, self.train, "training")
+            schedule = self._schedule(model, self.train, epochs, span, rate)
+            yield from self._fit(model, callback, schedule, self.train, "training")
             return
         rest, _ = self._search_splits
         with self.meter.spending_on("search"):
-            yield from self._fit(
-                model, callback, self.epochs if epochs is None else epochs, span or (0.0, 1.0), rate, rest, "search"
-            )
+            schedule = self._schedule(model, rest, epochs, span or (0.0, 1.0), rate)
+            yield from self._fit(model, callback, schedule, rest, "search")
 
     def trial(
         self, model: ElasticModel, callback: Callback | None = None, *, epochs: float
@@ -260,86 +262,78 @@ class Job:
         """What a search trains on, and what it is judged on."""
         return self.train.hold_out(SEARCH_SHARE, self.recipe.batch_size)
 
-    def _fit(
+    def _schedule(
         self,
         model: ElasticModel,
-        callback: Callback,
+        train: TrainSplit,
         epochs: float | None,
         span: tuple[float, float] | None,
         rate: float,
-        train: TrainSplit,
-        purpose: str,
-    ) -> Generator[Stage, None, None]:
-        """One training, taken up where the journal says that it stands."""
+    ) -> Schedule:
+        """What a training goes through: what is left of the run's schedule, part of that, or a schedule of its own.
+
+        Raises:
+            UserError: more epochs are asked for than are left of the run's.
+        """
         per_epoch = train.steps_per_epoch(self.recipe.batch_size)
         steps = None if epochs is None else round(epochs * per_epoch)
-        if span is None:
-            clock, own, total = self.clock, False, self.total_steps
-            last = total if steps is None else min(total, clock.end + steps)
-            if steps is not None and steps > total - clock.end + 1:  # one too many may come of rounding
-                raise UserError(
-                    f"{epochs:g} epochs cannot be trained, because {(total - clock.end) / per_epoch:g} of the run's "
-                    f"{self.epochs} are left; train fewer, or give a span of the schedule"
-                )
-            span = 0.0, 1.0
-        else:
+        if span is not None:
             assert steps is not None
-            clock, own, last, total = Clock(), True, steps, steps
+            return Schedule(self.recipe, steps, steps, per_epoch, span, rate, model.epochs)
+        left = self.total_steps - self.clock.end
+        if steps is not None and steps > left + 1:  # one too many may come of rounding
+            raise UserError(
+                f"{epochs:g} epochs cannot be trained, because {left / per_epoch:g} of the run's {self.epochs} are "
+                "left; train fewer, or give a span of the schedule"
+            )
+        last = self.total_steps if steps is None else min(self.total_steps, self.clock.end + steps)
+        return Schedule(self.recipe, last, self.total_steps, per_epoch, rate=rate, clock=self.clock)
 
-        def learning_rate(step: int) -> float:
-            progress = span[0] + (span[1] - span[0]) * min(1.0, (step + 1) / total)
-            return rate * self.recipe.learning_rate_at(progress)
-
+    def _fit(
+        self, model: ElasticModel, callback: Callback, schedule: Schedule, train: TrainSplit, purpose: str
+    ) -> Generator[Stage, None, None]:
+        """One training, taken up where the journal says that it stands."""
+        clock = schedule.clock
         with self._journal.step("fit") as step:
             if step.state is not None:
                 self._take_up(step, model, callback, clock)
                 if purpose == "training":
                     self.sampled = callback.evaluated(model)
-            seen = model.epochs if own else 0
-            while clock.end < last and not step.done:
-                end = min(last, (clock.end // per_epoch + 1) * per_epoch)
-                loss = self._epoch(model, callback, clock, end, total, learning_rate, train, seen)
+            while clock.end < schedule.last and not step.done:
+                end = schedule.end_of_epoch()
+                loss = self._epoch(model, callback, schedule, end, train)
                 if not math.isfinite(loss):
-                    raise DivergedError(f"the training loss became {loss} in epoch {math.ceil(end / per_epoch)}")
+                    epoch = math.ceil(end / schedule.per_epoch)
+                    raise DivergedError(f"the training loss became {loss} in epoch {epoch}")
                 callback.after_epoch(model)
                 network = callback.evaluated(model)
                 if purpose == "training":
                     self.sampled = network
-                yield Stage(network, loss, learning_rate(end - 1), callback.log(model), purpose)
-                if end == last and own:
-                    model.epochs = seen + math.ceil(last / per_epoch)
-                self._keep(step, model, callback, clock, done=end == last)
+                yield Stage(network, loss, schedule.learning_rate(end - 1), callback.log(model), purpose)
+                done = end == schedule.last
+                if done and clock is not self.clock:
+                    model.epochs = schedule.seen + math.ceil(end / schedule.per_epoch)
+                self._keep(step, model, callback, clock, done=done)
 
-    def _epoch(
-        self,
-        model: ElasticModel,
-        callback: Callback,
-        clock: Clock,
-        end: int,
-        total: int,
-        learning_rate: Callable[[int], float],
-        train: TrainSplit,
-        seen: int,
-    ) -> float:
-        """Trains up to step ``end``, which is within one epoch, on samples as shuffled after ``seen`` others; returns
-        the mean loss over its batches."""
-        size, per_epoch = self.recipe.batch_size, train.steps_per_epoch(self.recipe.batch_size)
-        number, skipped = divmod(clock.end, per_epoch)
+    def _epoch(self, model: ElasticModel, callback: Callback, schedule: Schedule, end: int, train: TrainSplit) -> float:
+        """Trains up to step ``end``, which is within one epoch; returns the mean loss over its batches."""
+        clock, size = schedule.clock, self.recipe.batch_size
+        number, skipped = divmod(clock.end, schedule.per_epoch)
         steps = end - clock.end
-        drawn = islice(train.epoch(seen + number + 1, size, self.seed), skipped, skipped + steps)
+        drawn = islice(train.epoch(schedule.seen + number + 1, size, self.seed), skipped, skipped + steps)
         batches = self.runtime.batches(drawn, clock, model, steps, steps * min(size, len(train)))
         model.network.train()
         losses = []
         while clock.end < end:
-            callback.before_step(model, clock.end, total)
+            callback.before_step(model, clock.end, schedule.total)
             batch = next(batches, None)
             if batch is None:
                 raise UserError(
-                    f"the training data end after {clock.end - number * per_epoch} of the {per_epoch} batches that "
-                    f"epoch {number + 1} should have; give data of the length that they say they have"
+                    f"the training data end after {clock.end - number * schedule.per_epoch} of the "
+                    f"{schedule.per_epoch} batches that epoch {number + 1} should have; give data of the length that "
+                    "they say they have"
                 )
-            rate = clock.scale * learning_rate(clock.start)
-            losses.append(self._step(model, callback, *batch, rate))
+            losses.append(self._step(model, callback, *batch, clock.scale * schedule.learning_rate(clock.start)))
         return self.runtime.mean(float(torch.stack(losses).mean()))
 
     def _step(self, model: ElasticModel, callback: Callback, inputs: Tensor, targets: Tensor, rate: float) -> Tensor:
@@ -362,9 +356,9 @@ class Job:
         """What computes the model's network: the set-up's faster form once its structure has stood for an epoch."""
         if model.present is not None and model.unchanged < self.steps_per_epoch:
             return model.network
-        if getattr(self, "_fast_of", None) is not model.network:
-            self._fast_of, self._faster = model.network, self.runtime.accelerate(model.network)
-        return self._faster
+        if self._accelerated is None or self._accelerated[0] is not model.network:
+            self._accelerated = model.network, self.runtime.accelerate(model.network)
+        return self._accelerated[1]
 
     def _keep(self, step: Step, model: ElasticModel, callback: Callback, clock: Clock, *, done: bool) -> None:
         step.keep(
