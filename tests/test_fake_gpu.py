@@ -64,23 +64,23 @@ def moved(gated: GatedNetwork) -> GatedNetwork:
 @pytest.mark.parametrize("family", ["cifar_resnet", "mobilenetv2", "vit"])
 def test_a_restructuring_mixes_no_devices(family: str, monkeypatch: pytest.MonkeyPatch, gpu: None) -> None:
     with unset_fake_temporarily():
-        configuration, bank = space(family), copy.deepcopy(network(family))
+        configuration, dense_model = space(family), copy.deepcopy(network(family))
         before, after = (structure(configuration, 0, share) for share in (0.4, 0.9))
     for name in ("kept", "layer_present"):  # decided on the CPU
         monkeypatch.setattr(Space, name, without_fakes(getattr(Space, name)))
-    on_gpu(bank)
-    old, new = (extract(configuration, bank, present) for present in (before, after))
+    on_gpu(dense_model)
+    old, new = (extract(configuration, dense_model, present) for present in (before, after))
     first, second = (torch.optim.SGD(each.parameters(), momentum=0.9, fused=True) for each in (old, new))
     for parameter in old.parameters():
         first.state[parameter]["momentum_buffer"] = torch.empty_like(parameter)
-    absorb(configuration, bank, before, old)
+    absorb(configuration, dense_model, before, old)
     carry_optimizer(configuration, (before, old, first), (after, new, second))
     carry_state(configuration, (before, old), (after, new))
     carried = [(parameter, second.state[parameter]["momentum_buffer"]) for parameter in new.parameters()]
     assert carried and all(
         each.device.type == "cuda" and each.stride() == parameter.stride() for parameter, each in carried
     )
-    assert all(tensor.device.type == "cuda" for each in (bank, new) for tensor in each.state_dict().values())
+    assert all(tensor.device.type == "cuda" for each in (dense_model, new) for tensor in each.state_dict().values())
 
 
 def without_fakes(decide: Callable[..., Any]) -> Callable[..., Any]:

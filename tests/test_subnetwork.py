@@ -28,8 +28,8 @@ OPTIMIZERS: dict[str, Make] = {
 sequences = st.lists(st.tuples(seeds, shares), min_size=2, max_size=4)
 
 
-def bank_of(family: str) -> nn.Module:
-    """A bank to train, in single precision."""
+def dense_of(family: str) -> nn.Module:
+    """A dense_model to train, in single precision."""
     return copy.deepcopy(network(family)).float().train()
 
 
@@ -70,15 +70,15 @@ def test_the_optimizer_follows_every_restructuring(family: str, kind: str) -> No
     @few
     @given(sequence=sequences)
     def for_every_sequence(sequence: list[tuple[int, float]]) -> None:
-        bank = bank_of(family)
+        dense_model = dense_of(family)
         present = structure(configuration, *sequence[0])
-        small = extract(configuration, bank, present)
+        small = extract(configuration, dense_model, present)
         optimizer = OPTIMIZERS[kind](small)
         for seed, share in sequence[1:]:
             train(small, optimizer, seed)
-            absorb(configuration, bank, present, small)
+            absorb(configuration, dense_model, present, small)
             after = structure(configuration, seed, share)
-            grown = extract(configuration, bank, after)
+            grown = extract(configuration, dense_model, after)
             follower = OPTIMIZERS[kind](grown)
             carry_optimizer(configuration, (present, small, optimizer), (after, grown, follower))
             assert_follows(configuration, (present, small, optimizer), (after, grown, follower))
@@ -93,15 +93,15 @@ def test_channels_last_in_memory_stays_so_for_weights_and_momentum(fused: bool) 
     configuration = space("cifar_resnet")
 
     def trained(layout: torch.memory_format) -> tuple[nn.Module, torch.optim.Optimizer]:
-        bank = bank_of("cifar_resnet").to(memory_format=layout)
+        dense_model = dense_of("cifar_resnet").to(memory_format=layout)
         present = structure(configuration, 0, 0.3)
-        small = extract(configuration, bank, present)
+        small = extract(configuration, dense_model, present)
         optimizer = torch.optim.SGD(small.parameters(), lr=0.01, momentum=0.9, fused=fused)
         for seed, share in ((1, 0.6), (2, 0.5)):
             train(small, optimizer, seed)
-            absorb(configuration, bank, present, small)
+            absorb(configuration, dense_model, present, small)
             after = structure(configuration, seed, share)
-            grown = extract(configuration, bank, after)
+            grown = extract(configuration, dense_model, after)
             follower = torch.optim.SGD(grown.parameters(), lr=0.01, momentum=0.9, fused=fused)
             carry_optimizer(configuration, (present, small, optimizer), (after, grown, follower))
             present, small, optimizer = after, grown, follower
@@ -151,11 +151,11 @@ def assert_follows(space: Space, before: State, after: State) -> None:
 @few
 @given(seed=seeds, share=shares)
 def test_absorbing_what_was_extracted_changes_nothing(family: str, seed: int, share: float) -> None:
-    configuration, bank = space(family), bank_of(family)
-    before = copy.deepcopy(bank.state_dict())
+    configuration, dense_model = space(family), dense_of(family)
+    before = copy.deepcopy(dense_model.state_dict())
     present = structure(configuration, seed, share)
-    absorb(configuration, bank, present, extract(configuration, bank, present))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in bank.state_dict().items())
+    absorb(configuration, dense_model, present, extract(configuration, dense_model, present))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in dense_model.state_dict().items())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -164,13 +164,13 @@ def test_absorbing_what_was_extracted_changes_nothing(family: str, seed: int, sh
 def test_a_structure_that_leaves_and_returns_finds_its_weights_again(
     family: str, first: tuple[int, float], second: tuple[int, float]
 ) -> None:
-    configuration, bank = space(family), bank_of(family)
-    origin = copy.deepcopy(bank.state_dict())
+    configuration, dense_model = space(family), dense_of(family)
+    origin = copy.deepcopy(dense_model.state_dict())
     one, other = structure(configuration, *first), structure(configuration, *second)
-    small = extract(configuration, bank, one)
+    small = extract(configuration, dense_model, one)
     train(small, OPTIMIZERS["sgd"](small), 0)
-    absorb(configuration, bank, one, small)
-    for name, tensor in bank.state_dict().items():  # what was absent is untouched
+    absorb(configuration, dense_model, one, small)
+    for name, tensor in dense_model.state_dict().items():  # what was absent is untouched
         if name in small.state_dict():
             learned = spread(configuration, one, name, small.state_dict()[name])
             expected = torch.where(learned.isnan(), origin[name].double(), learned)
@@ -178,9 +178,9 @@ def test_a_structure_that_leaves_and_returns_finds_its_weights_again(
             expected = origin[name].double()
         assert torch.equal(tensor.double(), expected)
 
-    middle = extract(configuration, bank, other)
-    absorb(configuration, bank, other, middle)
-    again = extract(configuration, bank, one)
+    middle = extract(configuration, dense_model, other)
+    absorb(configuration, dense_model, other, middle)
+    again = extract(configuration, dense_model, one)
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, small.state_dict()[name])
 
@@ -188,13 +188,13 @@ def test_a_structure_that_leaves_and_returns_finds_its_weights_again(
 @few
 @given(seed=seeds, share=shares)
 def test_a_sub_network_shares_no_memory_with_the_bank(seed: int, share: float) -> None:
-    configuration, bank = space("cifar_resnet"), bank_of("cifar_resnet")
-    before = copy.deepcopy(bank.state_dict())
-    small = extract(configuration, bank, structure(configuration, seed, share))
+    configuration, dense_model = space("cifar_resnet"), dense_of("cifar_resnet")
+    before = copy.deepcopy(dense_model.state_dict())
+    small = extract(configuration, dense_model, structure(configuration, seed, share))
     with torch.no_grad():
         for tensor in small.state_dict().values():
             tensor.zero_()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in bank.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in dense_model.state_dict().items())
 
 
 @pytest.mark.parametrize("family", ["cifar_resnet", "mobilenetv2", "densenet", "vgg_bn"])
@@ -203,15 +203,15 @@ def test_a_sub_network_shares_no_memory_with_the_bank(seed: int, share: float) -
 def test_silent_newborns_leave_the_function_as_it_was_and_can_learn(
     family: str, seed: int, share: float, more: float
 ) -> None:
-    configuration, bank = space(family), copy.deepcopy(network(family))
+    configuration, dense_model = space(family), copy.deepcopy(network(family))
     before = structure(configuration, seed, share)
     after = before | structure(configuration, seed + 1, more)
     plain = [configuration.filters + index for index, layer in enumerate(configuration.layers) if layer.bypass]
     after[plain] = before[plain]  # a newborn one cannot be silent
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
-    small = extract(configuration, bank, before)
-    zero_init(configuration, bank, before, after)
-    large = extract(configuration, bank, after)
+    small = extract(configuration, dense_model, before)
+    zero_init(configuration, dense_model, before, after)
+    large = extract(configuration, dense_model, after)
     for training in (False, True):
         small.train(training)
         large.train(training)
@@ -227,26 +227,26 @@ def test_silent_newborns_leave_the_function_as_it_was_and_can_learn(
 
 
 def test_running_statistics_travel_both_ways() -> None:
-    configuration, bank = space("cifar_resnet"), bank_of("cifar_resnet")
+    configuration, dense_model = space("cifar_resnet"), dense_of("cifar_resnet")
     present = structure(configuration, 3, 0.5)
-    small = extract(configuration, bank, present)
+    small = extract(configuration, dense_model, present)
     before = small.bn1.running_mean.clone()
     kept = present[: configuration.groups[0].size]
-    assert torch.equal(before, bank.bn1.running_mean[kept])
+    assert torch.equal(before, dense_model.bn1.running_mean[kept])
     small(torch.randn(4, 3, 32, 32))
     assert not torch.equal(small.bn1.running_mean, before)
-    absorb(configuration, bank, present, small)
-    assert torch.equal(small.bn1.running_mean, bank.bn1.running_mean[kept])
-    assert bank.bn1.num_batches_tracked == small.bn1.num_batches_tracked
+    absorb(configuration, dense_model, present, small)
+    assert torch.equal(small.bn1.running_mean, dense_model.bn1.running_mean[kept])
+    assert dense_model.bn1.num_batches_tracked == small.bn1.num_batches_tracked
 
 
 def test_modes_and_frozen_parameters_are_kept() -> None:
-    configuration, bank = space("cifar_resnet"), bank_of("cifar_resnet")
-    bank.layer2.eval()
-    bank.conv1.weight.requires_grad_(False)
-    small = extract(configuration, bank, configuration.full())
+    configuration, dense_model = space("cifar_resnet"), dense_of("cifar_resnet")
+    dense_model.layer2.eval()
+    dense_model.conv1.weight.requires_grad_(False)
+    small = extract(configuration, dense_model, configuration.full())
     assert {name: module.training for name, module in small.named_modules()} == {
-        name: module.training for name, module in bank.named_modules()
+        name: module.training for name, module in dense_model.named_modules()
     }
     assert not small.conv1.weight.requires_grad and small.fc.weight.requires_grad
 

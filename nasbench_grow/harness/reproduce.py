@@ -200,7 +200,7 @@ def _expand(grid: Grid, methods: Collection[str] | None, tasks: Collection[str] 
     chosen = [task for task in grid.tasks if tasks is None or task in tasks]
     if not chosen:
         return
-    names = [str(registry.method(name)) for name in (registry.methods() if grid.methods is None else grid.methods)]
+    names = [str(registry.method(name)) for name in grid.methods]
     if methods is not None:
         asked = [name for name in methods if spelling.split(name)[0] in names]
         names = [name for name in names if name in methods] + [name for name in asked if name not in names]

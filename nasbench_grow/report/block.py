@@ -155,15 +155,18 @@ class Block:
     def title(self) -> str:
         """A heading, e.g. ``cifar10, cifar_resnet20, set-up cpu, 10 epochs of 5,000 training samples``."""
         samples = "all training samples" if self.train_samples is None else f"{self.train_samples:,} training samples"
-        epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
         older = f" (older cells, comparison {self._key})" if self.older else ""
-        return f"{self.task}, {self.backbone}, set-up {self.setup}, {epochs} of {samples}{older}"
+        return f"{self.task}, {self.backbone}, set-up {self.setup}, {self._length} of {samples}{older}"
+
+    @property
+    def _length(self) -> str:
+        return "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
 
     @property
     def caption(self) -> str:
         """The whole protocol, with commits, machine and versions, in a few sentences."""
         cut = [
-            *([f"{self.epochs} epochs (default: {DEFAULT_EPOCHS})"] if self.epochs < DEFAULT_EPOCHS else []),
+            *([f"{self._length} (default: {DEFAULT_EPOCHS})"] if self.epochs < DEFAULT_EPOCHS else []),
             *(["part of the training samples"] if self.train_samples else []),
         ]
         shortened = f" Shortened: {', '.join(cut)}." if cut else ""

@@ -127,7 +127,7 @@ def growth(block: Block, method: str, histories: pd.DataFrame, widths: Widths) -
             axes.plot(run.index, run["log_target"].astype(float), color="black", linewidth=1, linestyle=":")
         mark = f" {MISSED}" if block.missed(method, cell["budget"]) else ""
         axes.set_title(f"budget {cell['budget']:g}{mark}, seed {cell['seed']}", loc="left")
-    costs[0].set_ylim(bottom=0)
+    costs[0].set_ylim(0, 1.15 * costs[0].get_ylim()[1])
     costs[0].set_ylabel("MACs (share)")
     figure.colorbar(image, ax=list(panels), label="width (share of full)", shrink=0.8)
     caption = (

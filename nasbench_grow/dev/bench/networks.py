@@ -72,7 +72,7 @@ def backbone(name: str, settings: Settings) -> tuple[nn.Module, Space]:
 
 
 def sub_network(space: Space, model: nn.Module, present: Tensor, setup: Setup) -> nn.Module:
-    """The network of ``present`` in training mode, cut from a bank that lies where the set-up wants it."""
+    """The network of ``present`` in training mode, cut from a dense model that lies where the set-up wants it."""
     return extract(space, setup.place(model), present).train()
 
 
