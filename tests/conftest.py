@@ -26,3 +26,17 @@ def methods_as_they_are_now():
 def no_collecting(monkeypatch):
     """No garbage is collected before each cell: with all that tests import, that takes half a second."""
     monkeypatch.setattr(measure, "gc", SimpleNamespace(collect=lambda: 0))
+
+
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lay figures out, but skip the slow part: turning them into files."""
+    from matplotlib.figure import Figure
+
+    from nasbench_grow import report
+
+    def laid_out(figure: Figure) -> dict[str, bytes]:
+        figure.draw_without_rendering()
+        return {"png": b"laid out"}
+
+    monkeypatch.setattr(report, "rendered", laid_out)

@@ -9,7 +9,12 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from nasbench_grow import results
 from nasbench_grow.harness.record import SCHEMA
+from nasbench_grow.report import tables
+from nasbench_grow.report.block import Block, blocks_of
 
 LAYERS = {"conv1": 16, "layer1.0.conv1": 16, "layer1.0.conv2": 16, "layer2.0.conv1": 32, "layer2.0.conv2": 32, "fc": 10}
 DENSE_MACS = 40_000_000
@@ -159,3 +164,22 @@ def full_comparison(epochs: int = 10) -> list[dict[str, Any]]:
                 one["wall_s"] = 200 * (0.2 + 0.8 * effort) * draw.uniform(0.97, 1.03)
                 records.append(one)
     return records
+
+
+def blocks(folder: Path) -> list[Block]:
+    """The blocks of a results folder."""
+    return blocks_of(results.load(folder))
+
+
+def table_of(folder: Path, which: Any) -> pd.DataFrame:
+    """The unrounded numbers of a table of a results folder."""
+    found = blocks(folder)
+    return (which(found, results.histories(folder)) if which is tables.requirements else which(found)).data
+
+
+def seeds(method: str, metrics: list[float], budget: float = 0.5, **changes: Any) -> list[dict[str, Any]]:
+    """A record for each seed with these metrics, validation and test alike."""
+    return [
+        record(method, budget, seed, val_metric=value, test_metric=value, **changes)
+        for seed, value in enumerate(metrics)
+    ]
