@@ -11,6 +11,7 @@ import os
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -280,9 +281,16 @@ def _plan(cells: Sequence[Cell], folder: str) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from nasbench_grow import report
 
-    page, *others = report.write(arguments.results, arguments.reference, arguments.document)
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn  # type: ignore[assignment]
+        page, *others = report.write(arguments.results, arguments.reference, arguments.document)
     print(f"{page} and {len(others)} other files")
     return OK
+
+
+def _warn(message: Warning | str, *where: Any) -> None:
+    """A warning in one line, without the line of code that gave it."""
+    print(f"nasbench-grow: warning: {message}", file=sys.stderr)
 
 
 def _fetch(arguments: argparse.Namespace) -> int:

@@ -153,9 +153,10 @@ def test_a_method_that_ignores_the_budget_has_one_cell_for_all_budgets():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"budget": 0.0}, "budget 0 is out of range"),
+        ({"budget": 0.0}, "budget 0.0 is out of range"),
         ({"budget": -0.5}, "budget -0.5 is out of range"),
         ({"budget": 1.5}, "budget 1.5 is out of range"),
+        ({"budget": 1.0000001}, "budget 1.0000001 is out of range"),
         ({"budget": float("nan")}, "budget nan is out of range"),
         ({"seed": -1}, "seed -1 is out of range"),
         ({"seed": 2**32}, "seed 4294967296 is out of range"),

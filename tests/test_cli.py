@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,17 @@ def test_report_says_where_the_page_is(tmp_path, capsys):
     assert str(tmp_path / "README.md") in capsys.readouterr().out
     assert cli.main(["report", "--results", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_report_warns_of_a_damaged_record_in_one_line(tmp_path, capsys):
+    cell = small_cell()
+    Store(tmp_path).write_record(finished_record(cell, val_metric=0.5, hardware={}, versions={}))
+    (tmp_path / "records" / "half.json").write_text('{"run_key": "ha')
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert cli.main(["report", "--results", str(tmp_path)]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"nasbench-grow: warning: skipped damaged file {tmp_path / 'records' / 'half.json'}")
 
 
 def test_data_fetch_says_where_the_data_are(capsys):

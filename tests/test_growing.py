@@ -211,6 +211,15 @@ def test_epochs_below_one_are_refused(epochs):
     refused(f"epochs {epochs} is below 1", lambda: grown_from(Plain(), epochs=epochs))
 
 
+def test_a_part_of_an_epoch_is_refused_before_training():
+    refused("epochs 1.5 is no whole number", lambda: grown_from(Plain(), epochs=1.5))
+
+
+@pytest.mark.parametrize("settings", [{}, "grow"])
+def test_settings_of_another_kind_are_refused(settings):
+    refused("give ScalingSettings, RelaxationSettings or None", lambda: grown_from(Plain(), settings=settings))
+
+
 def test_an_empty_loader_is_refused():
     refused("the loader gives no batch", lambda: grow(Plain(), EXAMPLE, [], progress=False))
 

@@ -449,6 +449,20 @@ def test_a_setting_that_makes_no_sense_where_it_stands_is_refused_in_a_line(meth
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "setting", "allowed"),
+    [
+        (ScalingSettings, "structures", "both, filters, layers"),
+        (ScalingSettings, "newborn", "initial, zero"),
+        (ScalingSettings, "cost", "macs, time"),
+        (RelaxationSettings, "structures", "both, filters, layers"),
+    ],
+)
+def test_an_unknown_word_is_refused_where_settings_are_made_in_python(kind, setting, allowed):
+    with pytest.raises(UserError, match=rf"unknown {setting} 'all'.*\(known: {allowed}\)"):
+        kind(**{setting: "all"})
+
+
 def test_a_setting_at_its_default_is_no_other_method():
     assert str(registry.method("grow[layer_logit=-1.5,structures=filters]")) == "grow[structures=filters]"
     assert str(registry.method("grow[peak=1]")) == "grow"

@@ -347,6 +347,13 @@ def test_the_paired_table_counts_its_intervals_and_judges_them_together(tmp_path
     assert rows["grow against random"] == "yes" and rows["grow against dense"] == NOTHING
 
 
+def test_pairs_of_one_seed_have_no_note_about_intervals(tmp_path: Path) -> None:
+    found = [record("grow", 0.5, 0, epochs=1), record("uniform", 0.5, 0, epochs=1)]
+    part = tables.paired(blocks(write(tmp_path, found, with_histories=False))).parts[0]
+    assert part.notes[0].endswith("Intervals need two seeds or more.")
+    assert "Shortened: 1 epoch (default: 160)" in part.block.caption
+
+
 def test_any_method_can_be_the_reference(tmp_path: Path) -> None:
     cells = [*seeds("grow", [0.6, 0.6]), *seeds("dense", [0.7, 0.7], budget=1.0), *seeds("dense_short", [0.5], 1.0)]
     write(tmp_path, cells, with_histories=False)

@@ -94,6 +94,10 @@ def grow(
     """
     if epochs < 1:
         raise UserError(f"epochs {epochs} is below 1; give the number of passes over the loader")
+    if epochs != int(epochs):
+        raise UserError(f"epochs {epochs} is no whole number; give the number of passes over the loader")
+    if not isinstance(settings, ScalingSettings | RelaxationSettings | None):
+        raise UserError(f"settings {settings!r} cannot be used; give ScalingSettings, RelaxationSettings or None")
     if granularity < 1:
         raise UserError(f"granularity {granularity} is below 1; give the multiple to round widths to, or 1")
     device = next((parameter.device for parameter in model.parameters()), example.device)

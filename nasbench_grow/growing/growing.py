@@ -18,12 +18,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from nasbench_grow.base.errors import UserError
+from nasbench_grow.base.errors import UserError, unknown
 from nasbench_grow.contract import Callback, ElasticModel
 from nasbench_grow.structure.elastic import Newborn
 from nasbench_grow.structure.gating import GatedNetwork
@@ -31,6 +31,13 @@ from nasbench_grow.structure.space import Space, Structures
 
 CostOf = Callable[[Tensor], float]
 """The cost of structures, shape (structures,): their forward MACs, or the seconds of a training step."""
+
+
+def check_choices(settings: Any, **kinds: Any) -> None:
+    """Raise UserError unless each named setting is one of the words of its Literal type; for ``__post_init__``."""
+    for name, kind in kinds.items():
+        if getattr(settings, name) not in get_args(kind):
+            raise unknown(name, getattr(settings, name), get_args(kind))
 
 
 class Masks(ABC):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.contract import ElasticModel, Job, Run
-from nasbench_grow.growing.growing import Growing, Masks
+from nasbench_grow.growing.growing import Growing, Masks, check_choices
 from nasbench_grow.structure.space import Space, Structures
 
 
@@ -42,6 +42,7 @@ class RelaxationSettings:
 
     def __post_init__(self) -> None:
         """Refuses a setting outside its range with a UserError."""
+        check_choices(self, structures=Structures)
         if self.periods is not None and self.periods < 1:
             raise UserError(f"periods {self.periods} is out of range: give 1 or more, or none: once an epoch")
         for name in ("beta_start", "beta_growth", "mask_learning_rate", "logit_start"):

@@ -20,9 +20,12 @@ from torch import Tensor
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.contract import ElasticModel, Job, Run, check_share
-from nasbench_grow.growing.growing import CostOf, Growing, Masks
+from nasbench_grow.growing.growing import CostOf, Growing, Masks, check_choices
 from nasbench_grow.structure.selection import select
 from nasbench_grow.structure.space import Space, Structures
+
+Newborn = Literal["initial", "zero"]
+Cost = Literal["macs", "time"]
 
 LARGEST_STEP = 0.25
 """Share of the dense cost by which the network grows at most at once, however short the run."""
@@ -46,18 +49,19 @@ class ScalingSettings:
     layer_logit: float = -1.5
     """Logit of a layer, where that of a filter is 0 and the same share of depth is bought as of width; below 0: width
     before depth."""
-    newborn: Literal["initial", "zero"] = "initial"
+    newborn: Newborn = "initial"
     """Whether a newborn structure acts at once, by its initial weights, or is joined by zeros, so that growing leaves
     the network's function as it was."""
     cost_aware: bool = False
     """A filter is charged for its share of the MACs instead of 1."""
-    cost: Literal["macs", "time"] = "macs"
+    cost: Cost = "macs"
     """What the budget is a share of: the dense network's MACs, or the time of its training step on this device."""
     granularity: int | None = None
     """Widths are rounded to multiples of this; None: of what the set-up says."""
 
     def __post_init__(self) -> None:
         """Refuses a setting outside its range, or one that has no effect beside the others, with a UserError."""
+        check_choices(self, structures=Structures, newborn=Newborn, cost=Cost)
         check_share(self, "growth")
         if self.periods < 1:
             raise UserError(f"periods {self.periods} is out of range: give 1 or more")

@@ -101,9 +101,7 @@ def make_cell(
         UserError: an unknown name, or a number out of its range.
     """
     if not 0 < budget <= 1:
-        raise UserError(
-            f"budget {budget:g} is out of range: it is a share of the dense network's MACs, 0 < budget <= 1"
-        )
+        raise UserError(f"budget {budget} is out of range: it is a share of the dense network's MACs, 0 < budget <= 1")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed} is out of range: use a whole number from 0 to {2**32 - 1}")
     if epochs < 1:

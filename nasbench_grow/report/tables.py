@@ -278,12 +278,16 @@ def _paired_note(block: Block, rows: list[dict[str, Any]]) -> str:
     """How the table is to be read."""
     lower = "" if block.direction > 0 else f" (a lower {block.metric} is better)"
     intervals = sum(not math.isnan(row["p"]) for row in rows)
-    return (
+    read = (
         f"By how much the first is better than the second, seed by seed{lower}; below zero the second is better. A "
-        "method without a budget is taken as it is. *Better*: seeds where the first is better. ± is the 95 % Student "
-        f"t interval of the mean, each for itself: of the {intervals} in this table one in twenty would exclude zero "
-        "by chance if nothing differed. *Holds for all together*: by Holm's procedure on the same t tests, by which at "
-        "most one in twenty such tables has a wrong *yes* in this column."
+        "method without a budget is taken as it is. *Better*: seeds where the first is better."
+    )
+    if not intervals:
+        return f"{read} Intervals need two seeds or more."
+    return (
+        f"{read} ± is the 95 % Student t interval of the mean, each for itself: of the {intervals} in this table one "
+        "in twenty would exclude zero by chance if nothing differed. *Holds for all together*: by Holm's procedure on "
+        "the same t tests, by which at most one in twenty such tables has a wrong *yes* in this column."
     )
 
 
