@@ -8,8 +8,9 @@ import torch
 from cells import finished_record, small_cell
 
 from nasbench_grow import results
+from nasbench_grow.base.errors import UserError
 from nasbench_grow.harness import record as record_module
-from nasbench_grow.harness.record import FIELDS
+from nasbench_grow.harness.record import FIELDS, SCHEMA
 from nasbench_grow.harness.store import ReadOnlyStore, Store, StoreError
 
 CELL = small_cell()
@@ -287,3 +288,15 @@ def test_an_error_inside_a_held_cell_frees_it(tmp_path):
         raise KeyboardInterrupt
     with Store(tmp_path).lock(KEY, wait=False) as held:
         assert held
+
+
+def test_a_record_of_a_newer_version_is_neither_misread_nor_taken_for_damage(tmp_path):
+    cell = small_cell()
+    store = Store(tmp_path)
+    store.write_record(finished_record(cell))
+    path = tmp_path / "records" / f"{cell.run_key()}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": SCHEMA + 1}))
+    for read in (lambda: store.record(cell.run_key()), lambda: results.load(tmp_path)):
+        with pytest.raises(UserError, match=f"schema {SCHEMA + 1}, but this version knows 1 to {SCHEMA}; update"):
+            read()
+    assert path.exists() and not (tmp_path / "damaged").exists()

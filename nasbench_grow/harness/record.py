@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from nasbench_grow.base.errors import UserError
+
 Record = dict[str, Any]
 
 SCHEMA = 2
@@ -100,9 +102,16 @@ def read(value: Any, key: str) -> Record:
 
     Raises:
         ValueError: it is no record of that cell; the message says why in a few words.
+        UserError: a newer version wrote it, whose meanings are not known here; it is no damage.
     """
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
+    schema = value.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise UserError(
+            f"the record {key} has schema {schema}, but this version knows 1 to {SCHEMA}; update nasbench-grow, or "
+            "give another results folder"
+        )
     missing = [field for field in REQUIRED if value.get(field) is None]
     if missing:
         raise ValueError(f"no {', '.join(missing)}")
