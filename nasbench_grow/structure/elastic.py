@@ -72,11 +72,10 @@ class ElasticModel:
     def macs(self) -> int:
         """Forward MACs of the network for one input."""
         if self._macs is None:
-            self._macs = self.space.macs(self.present) if self.present is not None else self._count()
+            self._macs = (
+                count_macs(self.network, self.example) if self.present is None else self.space.macs(self.present)
+            )
         return self._macs
-
-    def _count(self) -> int:
-        return count_macs(self.network, self.example)
 
     @torch.profiler.record_function("restructuring")
     def resize(self, present: Tensor, newborn: Newborn = "initial") -> None:
@@ -139,12 +138,6 @@ class ElasticModel:
                         owned = torch.nonzero(numbers >= 0).flatten()
                         self._axes.append((name, dim, owned.to(weight.device), numbers[owned].to(weight.device)))
         return self._axes
-
-    def cut(self, present: Tensor) -> nn.Module:
-        """The sub-network of ``present`` with the weights as they stand now, apart from this one: for a look."""
-        if self.network is not self.dense:
-            absorb(self.space, self.dense, self.structures, self.network)
-        return extract(self.space, self.dense, present)
 
     def _take_up(self, present: Tensor) -> None:
         self.present = present.clone()
