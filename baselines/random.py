@@ -1,32 +1,68 @@
-"""Random structures: filters drawn at random until the budget is spent, in as many layers as ``grow`` would have.
+"""A random architecture: the depth, and the width of every channel group, drawn from the whole space at the budget.
 
-The layers are drawn from the very distribution that ``grow`` draws them from, by the same seed: what is left between
-the two is not depth.
+How far such networks lie apart is how much there is to win by choosing well (``docs/method.md``), and one of them is a
+random search with a single trial.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from nasbench_grow import discover, extract, planned_layers, select
+import torch
+from torch import Tensor, nn
+
+from nasbench_grow import Space, UserError, discover, extract, select
 from nasbench_grow.contract import FixedNetwork, Job
+
+SPREAD = 4.0
+"""The shares of its filters that two groups keep differ by up to this factor, before rounding."""
+TRIES = 1_000
+UNSPENT = 0.015
+"""Share of the dense MACs that a network may leave of its budget."""
+
+
+@dataclass(frozen=True)
+class RandomSettings:
+    """Which of the random architectures."""
+
+    draw: int | None = None
+    """Number of the architecture; None: the run's seed, so that every seed has one of its own."""
 
 
 class Random(FixedNetwork):
-    """Every filter draws a number; the highest that fit the budget are trained."""
+    """Trains one architecture that nobody chose."""
 
     name = "random"
-    summary = "filters drawn at random, depth as grow draws it; trained from the start"
+    summary = "depth and the width of every group drawn at random, trained from the start"
     family = "control"
     citation = "Li and Talwalkar, Random Search and Reproducibility for NAS, arXiv 1902.07638"
-    version = 3  # its depth is drawn as that of grow
+    Settings = RandomSettings
+    version = 4  # widths of groups are drawn, no longer filters; depth from the whole space
 
     def choose(self, job: Job) -> nn.Module:
-        """A random sub-network of the budget's cost, a function of the job's seed."""
+        """A random sub-network of the budget's cost: a function of the draw and of the space."""
         model = job.build()
         space = discover(model, job.example)
-        keys = torch.rand(len(space), generator=torch.Generator().manual_seed(job.seed))
-        layers = planned_layers(space, job.budget, job.granularity, job.seed)
-        keys[space.filters :] = torch.where(layers, torch.inf, -torch.inf)
-        return extract(space, model, select(space, keys, job.budget * space.macs(space.full()), job.granularity))
+        draw = job.seed if self.settings.draw is None else self.settings.draw
+        dense = space.macs(space.full())
+        for keys in random_keys(space, draw):
+            present = select(space, keys, job.budget * dense, job.granularity)
+            if job.budget - UNSPENT <= space.macs(present) / dense <= job.budget:
+                return extract(space, model, present)
+        raise UserError(f"no random network of budget {job.budget:g} was found in {TRIES} tries; give another budget")
+
+
+def random_keys(space: Space, seed: int) -> Iterator[Tensor]:
+    """Keys for :func:`nasbench_grow.select`, shape (structures,): at any price, the shares of the groups keep their
+    ratios, log-uniform within :data:`SPREAD`; as many layers as a fair draw from none to all of them says stay."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(TRIES):
+        keys = torch.full((len(space),), -torch.inf)
+        for group, drawn in zip(space.groups, torch.rand(len(space.groups), generator=generator), strict=True):
+            share = (torch.arange(group.size) + 0.5) / group.size
+            keys[group.structures] = drawn * torch.tensor(SPREAD).log() - share.log()
+        number = int(torch.randint(len(space.layers) + 1, (), generator=generator))
+        chosen = torch.randperm(len(space.layers), generator=generator)[:number]
+        keys[space.filters + chosen] = torch.inf
+        yield keys
