@@ -68,6 +68,8 @@ class Setup:
             name, variable = ("g++", "CXX") if self.device == "cpu" else ("gcc", "CC")
             return False, f"torch.compile finds no compiler: install {name}, or name one in the variable {variable}"
         if self.device == "cpu":
+            if self.precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+                return False, "this processor has no bf16 units"
             return True, ""
         if self.precision != "fp32" and torch.cuda.get_device_capability() < (8, 0):
             return False, f"{torch.cuda.get_device_name()} has no {self.precision} units: they came with Ampere (8.0)"
@@ -104,6 +106,12 @@ class Setup:
 _BASES = (
     Setup("cpu", "CPU, tensors in PyTorch's default layout (NCHW)"),
     Setup("cpu-channels-last", "CPU, tensors with channels last in memory (NHWC)", channels_last=True),
+    Setup(
+        "cpu-bf16",
+        "CPU, channels last, half-size products and activations",
+        channels_last=True,
+        precision="bf16",
+    ),
     Setup("cuda-fp32", "CUDA GPU, channels last, single precision", "cuda", channels_last=True),
     Setup("cuda-tf32", "CUDA GPU, channels last, products of rounded factors", "cuda", True, precision="tf32"),
     Setup("cuda-bf16", "CUDA GPU, channels last, half-size products and activations", "cuda", True, precision="bf16"),
