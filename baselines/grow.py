@@ -1,26 +1,24 @@
-"""Growing from one filter a layer to the budget while training: see :mod:`nasbench_grow.growing.scaling`."""
+"""Growing from one filter a layer to the budget while training: see :mod:`nasbench_grow.growing.sampling`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from nasbench_grow.contract import Job, Method, Run
-from nasbench_grow.growing import scaling
+from nasbench_grow.growing import sampling
 
 
 class Grow(Method):
-    """Grows a network by schedule; which structures it has is decided by chance, not learnt."""
+    """Samples sub-networks while the network grows, and learns from their losses which widths and layers pay."""
 
     name = "grow"
-    summary = "grow filters and layers from a one-filter seed to the budget while training, by schedule"
+    summary = "grow filters and layers from a one-filter seed to the budget, where they lower the loss; no fine-tuning"
     family = "growing"
-    citation = (
-        "after Yuan, Savarese, Maire, arXiv 2007.15353, with compound scaling (Tan and Le, arXiv 1905.11946) in "
-        "place of its learnt masks"
-    )
-    Settings = scaling.ScalingSettings
-    version = 4
+    citation = "Yuan, Savarese, Maire, arXiv 2007.15353; departures: docs/method.md"
+    Settings = sampling.SamplingSettings
+    version = 5  # what is present is learnt
+    placebo: ClassVar[bool] = False
 
     @property
     def budget_of(self) -> Literal["macs", "time"]:
@@ -30,8 +28,8 @@ class Grow(Method):
     def in_cell(self, granularity: int, epochs: int) -> Method:
         """Without a granularity that is the set-up's own."""
         own = self.settings.granularity == granularity
-        return Grow(replace(self.settings, granularity=None)) if own else self
+        return type(self)(replace(self.settings, granularity=None)) if own else self
 
     def run(self, job: Job) -> Run:
         """Grows."""
-        return scaling.run(job, self.settings)
+        return sampling.run(job, self.settings, placebo=self.placebo)

@@ -24,7 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from nasbench_grow.base.errors import UserError, unknown
+from nasbench_grow.base.parallel import mean_over_processes
 from nasbench_grow.contract import Callback, ElasticModel
+from nasbench_grow.contract.callback import Loss
 from nasbench_grow.structure.elastic import Newborn
 from nasbench_grow.structure.gating import GatedNetwork
 from nasbench_grow.structure.space import Space, Structures
@@ -82,6 +84,14 @@ class Masks(ABC):
     def resample(self, progress: float) -> Tensor:
         """Chooses the structures of the next period; ``progress`` is the share of the run that is done by now."""
 
+    def rivals(self) -> list[Tensor]:
+        """Structures whose loss on the next batch is to be compared with that of the present ones, then handed to
+        :meth:`learn`; asked for once after every :meth:`resample`."""
+        return []
+
+    def learn(self, losses: Tensor) -> None:  # noqa: B027 (masks without rivals have nothing to do)
+        """Takes up the losses of the present network and of the rivals on one batch, shape (1 + rivals,)."""
+
     def harden(self) -> Tensor:
         """The structures of the network to return."""
         return self.present
@@ -134,15 +144,36 @@ class Growing(Callback):
         self.restructured_at = 0
         self.largest_step = 0.0
         self._gated: GatedNetwork | None = None
+        self._rivals: list[Tensor] = []
+        self._compared = 0
         model.resize(masks.present)
 
     def before_step(self, model: ElasticModel, step: int, steps: int) -> None:
         """Begins another period if the last one is over."""
+        self._compared = 0
         if step // self.period > self.restructured_at // self.period:
             self.restructured_at, cost = step, self.masks.cost
             with torch.profiler.record_function("restructuring"):
                 model.resize(self.masks.resample(step / self.steps), self.newborn)
             self.largest_step = max(self.largest_step, abs(self.masks.cost - cost))
+            self._rivals = self.masks.rivals()
+
+    def loss(self, model: ElasticModel, network: nn.Module, inputs: Any, targets: Tensor, loss: Loss) -> Tensor:
+        """The loss of the network in training; on the first batch of a period, those of its rivals are compared."""
+        rivals, self._rivals = self._rivals, []
+        losses = []
+        if rivals:  # first, as what a recurrent network hands on moves with its own pass
+            self._compared = sum(map(model.space.macs, rivals))
+            with torch.no_grad():
+                losses = [loss(rival(inputs), targets) for rival in model.variants(rivals)]
+        own = super().loss(model, network, inputs, targets, loss)
+        if rivals:
+            self.masks.learn(mean_over_processes(torch.stack([own.detach(), *losses]).float()).cpu())
+        return own
+
+    def step_macs(self, model: ElasticModel) -> int:
+        """Rivals are billed a forward pass each, a third of what a step takes."""
+        return model.macs + round(self._compared / 3)
 
     def forward(self, model: ElasticModel, network: nn.Module, inputs: Any) -> Any:
         """The sub-network, each structure scaled by its gate."""

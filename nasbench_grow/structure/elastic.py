@@ -7,7 +7,7 @@ are written back, the next sub-network is cut out, optimizer and running state f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any, Literal
 
@@ -104,6 +104,16 @@ class ElasticModel:
         self._take_up(present)
         carry_optimizer(self.space, old, (present, self.network, self.optimizer))
         carry_state(self.space, old[:2], (present, self.network))
+
+    def variants(self, structures: Iterable[Tensor]) -> Iterator[nn.Module]:
+        """Sub-networks of other structures with the weights as they are now, to look at: they do not train, and what
+        they change of their own (running statistics) is dropped with them."""
+        if self.network is not self.dense:
+            absorb(self.space, self.dense, self.structures, self.network)
+        for present in structures:
+            network = extract(self.space, self.dense, present).train(self.network.training)
+            carry_state(self.space, (self.structures, self.network), (present, network))
+            yield network
 
     def filter_sums(self, measure: Callable[[nn.Parameter], Tensor]) -> Tensor:
         """Sums a measure of the weights over all that create a filter (convolutions and other matrices; what takes the

@@ -1,0 +1,231 @@
+"""Growing that learns: structures are sampled while the network grows, and move along what lowered the loss.
+
+Every structure has a logit s, and is present with the probability sigmoid(beta (s - price)) (section 3.2 of the paper).
+The filters of a group cannot be told apart at birth, so they share one logit: what is learnt is each group's width and
+each layer's presence. Once a period several networks of the same cost are sampled from the weights as they are, and
+their losses on one batch compared; the logits move along their score functions, an estimate of the gradient of the
+expected loss (Williams 1992, REINFORCE). One of the networks trains until the next period.
+
+The paper differentiates the loss by gates sigmoid(beta s) instead. Behind every group that a convolution and its
+normalisation take in, the gates of the group have gradients that add up to zero, whatever its width is worth: that
+signal cannot compare groups (``docs/method.md``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract import ElasticModel, Job, Run, check_share
+from nasbench_grow.growing.growing import CostOf, Growing, Masks, check_choices
+from nasbench_grow.structure.selection import select
+from nasbench_grow.structure.space import Space, Structures
+
+Newborn = Literal["initial", "zero"]
+Cost = Literal["macs", "time"]
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """Hyper-parameters of growing. Times are shares of the run, so that they fit runs of any length."""
+
+    structures: Structures = "both"
+    """What is grown: filters and layers, or one of them inside a network that has all of the other."""
+    growth: float = 0.3
+    """Share of the run over which the network grows from the seed to its budget; then its structure stays."""
+    periods: int = 80
+    """How often it is sampled anew in that time, at most once a step."""
+    samples: int = 4
+    """Networks that are compared once a period, the one that trains included: an even number."""
+    travel: float = 8.0
+    """How far a logit moves in a run if its structure alone decided the loss."""
+    beta_start: float = 1.0
+    """Temperature beta of a structure that was never present."""
+    beta_growth: float = 4.0
+    """gamma, the factor by which the temperature of a structure rises that is present in every period."""
+    newborn: Newborn = "initial"
+    """Whether a newborn structure acts at once, by its initial weights, or is joined by zeros, so that growing leaves
+    the network's function as it was."""
+    cost: Cost = "macs"
+    """What the budget is a share of: the dense network's MACs, or the time of its training step on this device."""
+    granularity: int | None = None
+    """Widths are rounded to multiples of this; None: of what the set-up says."""
+
+    def __post_init__(self) -> None:
+        """Refuses a setting outside its range with a UserError."""
+        check_choices(self, structures=Structures, newborn=Newborn, cost=Cost)
+        check_share(self, "growth")
+        if self.periods < 1:
+            raise UserError(f"periods {self.periods} is out of range: give 1 or more")
+        if self.samples < 2 or self.samples % 2:
+            raise UserError(f"samples {self.samples} is out of range: give an even number, 2 or more")
+        for name in ("travel", "beta_start", "beta_growth"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} {getattr(self, name):g} is out of range: give a number above 0")
+        if self.granularity is not None and self.granularity < 1:
+            raise UserError(f"granularity {self.granularity} is out of range: give 1 or more, or none")
+
+
+def begin(job: Job, settings: SamplingSettings, *, placebo: bool = False) -> tuple[ElasticModel, Growing]:
+    """The seed of a dense backbone, and what grows it."""
+    model = job.model()
+    cost_of = None
+    if settings.cost == "time":
+        if job.price is None:
+            raise UserError("cost=time needs step times, which this run cannot measure; use cost=macs")
+        cost_of = job.price(model.space, model.dense)
+    granularity = settings.granularity or job.granularity
+    masks = SampledMasks(model.space, settings, job.budget, granularity, job.seed, cost_of, placebo=placebo)
+    return model, Growing(model, masks, job.total_steps, round(settings.periods / settings.growth), settings.newborn)
+
+
+def run(job: Job, settings: SamplingSettings, *, placebo: bool = False) -> Run:
+    """Grows a dense backbone."""
+    model, growing = begin(job, settings, placebo=placebo)
+    yield from job.fit(model, growing)
+    return growing.finish(model)
+
+
+class SampledMasks(Masks):
+    """A logit for the width of every group and for every layer.
+
+    Args:
+        space, budget, seed, cost_of: as in :class:`~nasbench_grow.growing.growing.Masks`.
+        settings: the hyper-parameters.
+        granularity: of the widths (:func:`nasbench_grow.structure.selection.allowed_width`).
+        placebo: what one structure learns goes to another: as much changes, but nothing is known.
+
+    Attributes:
+        logits: shape (groups + layers,), in the order of the space.
+        ages: the periods in which each of them was present, same shape.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        settings: SamplingSettings,
+        budget: float,
+        granularity: int,
+        seed: int = 0,
+        cost_of: CostOf | None = None,
+        *,
+        placebo: bool = False,
+    ) -> None:
+        super().__init__(space, settings.structures, budget, cost_of, seed)
+        self.settings, self.granularity = settings, granularity
+        groups, layers = len(space.groups), len(space.layers)
+        self.logits, self.ages = torch.zeros(groups + layers), torch.zeros(groups + layers)
+        self.places = torch.arange(groups + layers)
+        if placebo:
+            self.places = torch.cat([_derangement(groups, self.generator), groups + _derangement(layers, self.generator)])
+        self.ranks = self._rank_filters()
+        self.scores = torch.zeros(0, groups + layers)
+        self.asked: list[Tensor] = []
+        self.committed = False
+
+    def _rank_filters(self) -> Tensor:
+        """The logit of each filter's rank in its group, shape (filters,): those that are present at a price are always
+        the first ones, so that they live long; the order is random but for the seed's filter."""
+        ranks = torch.zeros(self.space.filters)
+        for group in self.space.groups:
+            quantiles = (torch.arange(group.size).flip(0) + 0.5) / group.size
+            ranks[group.structures] = torch.logit(quantiles)
+        return ranks
+
+    @property
+    def temperatures(self) -> Tensor:
+        """beta_i = beta_0 * gamma^(t_i / T), t_i the periods in which structure i was present (section 3.2)."""
+        return self.settings.beta_start * self.settings.beta_growth ** (self.ages / self.settings.periods)
+
+    def target(self, progress: float) -> float:
+        """Linear from the seed's cost to the budget."""
+        return self.seed_cost + (self.budget - self.seed_cost) * min(1.0, progress / self.settings.growth)
+
+    def resample(self, progress: float) -> Tensor:
+        """Samples the structures that train next, and those that they are compared with."""
+        if self.committed:
+            return self.present
+        target = self.target(progress)
+        if progress >= self.settings.growth:
+            self.committed = True
+            self.present = self._structures(torch.zeros(len(self.logits)), target)
+            return self.present
+        drawn = []
+        for _ in range(self.settings.samples // 2):
+            noise = torch.logit(torch.rand(len(self.logits), generator=self.generator), eps=1e-6)
+            drawn += [noise, -noise]
+        structures = [self._structures(noise / self.temperatures, target) for noise in drawn]
+        self.scores = torch.stack([self._score(noise, there) for noise, there in zip(drawn, structures, strict=True)])
+        self.present, self.asked = structures[0], structures[1:]
+        self.ages += self._there(self.present)
+        return self.present
+
+    def learn(self, losses: Tensor) -> None:
+        """Moves the logits along the score functions of the networks with low losses (shape (samples,))."""
+        advantages = (losses.mean() - losses) / losses.std(correction=0).clamp(min=1e-12)
+        step = (advantages[:, None] * self.scores).mean(0)
+        self.logits += self.settings.travel / self.settings.periods * step[self.places]
+
+    def _structures(self, noise: Tensor, target: float) -> Tensor:
+        """The structures whose logit, ``noise`` added, is above the price at which all cost ``target``."""
+        space, groups = self.space, len(self.space.groups)
+        logits = self.logits + noise
+        keys = torch.full((len(space),), -torch.inf)
+        for group, logit in zip(space.groups, logits[:groups], strict=True):
+            keys[group.structures] = logit + self.ranks[group.structures]
+        keys[space.filters :] = torch.where(logits[groups:] > 0, torch.inf, -torch.inf)
+        keys[self.ungrown] = torch.inf
+        limit = target * self.dense_cost
+        widest = keys > -torch.inf
+        for layer in torch.argsort(logits[groups:], descending=True).tolist():
+            if self.cost_of(widest) >= limit:
+                break
+            widest[space.filters + layer] = True  # the widest filters do not spend the budget
+            keys[space.filters + layer] = torch.inf
+        return select(space, keys, limit, self.granularity, self.cost_of)
+
+    def _there(self, present: Tensor) -> Tensor:
+        """Which groups and layers exist, shape (groups + layers,)."""
+        groups = [self.space.layer_present(present, group.layer) for group in self.space.groups]
+        return torch.cat([torch.tensor(groups), present[self.space.filters :]]).float()
+
+    def _score(self, noise: Tensor, present: Tensor) -> Tensor:
+        """How far a sample lies on either side of what is likely, in standard deviations: for a group that exists, of
+        its logit's noise; for a layer, of its presence."""
+        groups, there = len(self.space.groups), self._there(present)
+        widths = noise[:groups] / (math.pi / math.sqrt(3)) * there[:groups]
+        chance = torch.sigmoid(self.temperatures * self.logits)[groups:].clamp(0.02, 0.98)
+        layers = (there[groups:] - chance) / (chance * (1 - chance)).sqrt()
+        return torch.cat([widths, layers])
+
+    def rivals(self) -> list[Tensor]:
+        """The structures to compare with those present."""
+        asked, self.asked = self.asked, []
+        return asked
+
+    def state_dict(self) -> dict[str, Any]:
+        """Logits and ages too."""
+        return {
+            **super().state_dict(),
+            "logits": self.logits.clone(),
+            "ages": self.ages.clone(),
+            "committed": self.committed,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what :meth:`state_dict` gave."""
+        super().load_state_dict(state)
+        self.logits, self.ages, self.committed = state["logits"].clone(), state["ages"].clone(), state["committed"]
+
+
+def _derangement(count: int, generator: torch.Generator) -> Tensor:
+    """A random order in which everything has another place than its own, where there are others."""
+    order = torch.randperm(count, generator=generator)
+    places = torch.empty(count, dtype=torch.int64)
+    places[order] = order.roll(1)
+    return places
