@@ -122,7 +122,9 @@ class SampledMasks(Masks):
         self.logits, self.ages = torch.zeros(groups + layers), torch.zeros(groups + layers)
         self.places = torch.arange(groups + layers)
         if placebo:
-            self.places = torch.cat([_derangement(groups, self.generator), groups + _derangement(layers, self.generator)])
+            self.places = torch.cat(
+                [_derangement(groups, self.generator), groups + _derangement(layers, self.generator)]
+            )
         self.ranks = self._rank_filters()
         self.scores = torch.zeros(0, groups + layers)
         self.asked: list[Tensor] = []

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from nasbench_grow.structure.space import Space
 
+CostOfCounts = Callable[[list[int], list[bool]], float]
+"""The cost of the width of each group and the presence of each layer."""
+
 UNUSED = 0.01
 """Share of the dense cost that rounded widths may leave of a budget; more is spent in half steps of width."""
 NARROW = 8
@@ -41,83 +44,104 @@ def select(
         structures that still fit are added, so the cost ends close below ``limit``. If not even one filter in every
         group fits, that smallest network is returned.
     """
-    cost = cost or space.macs
-    present = _above_threshold(space, keys, limit, granularity, cost)
-    enough = limit - UNUSED * cost(space.full())
-    allowed = keys > -torch.inf
-    absent = [number for number in range(space.filters, len(space)) if allowed[number] and not present[number]]
-    for layer in sorted(absent, key=lambda number: -float(keys[number])):
-        if cost(present) >= enough:
+
+    def cost_of(counts: list[int], layers: list[bool]) -> float:
+        if cost is None:
+            return space.macs_of(list(map(float, counts)), layers)
+        return cost(_present(space, keys, counts, layers))
+
+    counts, layers = _above_threshold(space, keys, limit, granularity, cost_of)
+    enough = limit - UNUSED * (cost or space.macs)(space.full())
+    layer_keys = keys[space.filters :]
+    absent = [layer for layer, there in enumerate(layers) if not there and layer_keys[layer] > -torch.inf]
+    for layer in sorted(absent, key=lambda layer: -float(layer_keys[layer])):
+        if cost_of(counts, layers) >= enough:
             break
         # A layer that just missed may leave much unused: let it in beside the present ones, and fewer filters.
         with_layer = keys.clone()
-        with_layer[space.filters :][present[space.filters :]] = torch.inf
-        with_layer[layer] = torch.inf
-        candidate = _above_threshold(space, with_layer, limit, granularity, cost)
-        if cost(present) < cost(candidate) <= limit:
-            present = candidate
+        with_layer[space.filters :][torch.tensor(layers)] = torch.inf
+        with_layer[space.filters + layer] = torch.inf
+        candidate = _above_threshold(space, with_layer, limit, granularity, cost_of)
+        if cost_of(counts, layers) < cost_of(*candidate) <= limit:
+            counts, layers = candidate
+    return _present(space, keys, counts, layers)
+
+
+def _present(space: Space, keys: Tensor, counts: list[int], layers: list[bool]) -> Tensor:
+    """These layers, and of each group as many filters, those with its highest keys."""
+    present = torch.zeros(len(space), dtype=torch.bool)
+    for group, count in zip(space.groups, counts, strict=True):
+        present[group.start + torch.argsort(keys[group.structures], descending=True, stable=True)[:count]] = True
+    present[space.filters :] = torch.tensor(layers, dtype=torch.bool)
     return present
 
 
 def _above_threshold(
-    space: Space, keys: Tensor, limit: float, granularity: int, cost: Callable[[Tensor], float]
-) -> Tensor:
-    """The structures above the lowest threshold that ``limit`` allows, and what of the others still fits."""
+    space: Space, keys: Tensor, limit: float, granularity: int, cost_of: CostOfCounts
+) -> tuple[list[int], list[bool]]:
+    """Width of each group and presence of each layer: what is above the lowest threshold that ``limit`` allows, and
+    what of the others still fits."""
     ranking = torch.argsort(keys, descending=True, stable=True)[: int((keys > -torch.inf).sum())]
+    owners = _owners(space)[ranking]
+
+    def first(number: int) -> tuple[list[int], list[bool]]:
+        """The structures that rank first, each group's width rounded to an allowed one."""
+        found = torch.bincount(owners[:number], minlength=len(space.groups) + len(space.layers)).tolist()
+        widths = zip(space.groups, found, strict=False)
+        return (
+            [allowed_width(count, group.size, granularity) for group, count in widths],
+            [count > 0 for count in found[len(space.groups) :]],
+        )
+
     low, high = 0, len(ranking)  # the number of structures above the threshold: `low` fits, `high` may not
     while low < high:
         middle = (low + high + 1) // 2
-        if cost(_first(space, keys, ranking[:middle], granularity)) <= limit:
+        if cost_of(*first(middle)) <= limit:
             low = middle
         else:
             high = middle - 1
-    present = _first(space, keys, ranking[:low], granularity)
-    present = _fill(space, keys, ranking, present, limit, granularity, cost)
-    while granularity > 1 and limit - cost(present) > UNUSED * cost(space.full()):
+    counts, layers = first(low)
+    _fill(space, keys, ranking, counts, layers, limit, granularity, cost_of)
+    while granularity > 1 and limit - cost_of(counts, layers) > UNUSED * cost_of(
+        [group.size for group in space.groups], [True] * len(space.layers)
+    ):
         granularity //= 2
-        present = _fill(space, keys, ranking, present, limit, granularity, cost)
-    return present
+        _fill(space, keys, ranking, counts, layers, limit, granularity, cost_of)
+    return counts, layers
 
 
-def _first(space: Space, keys: Tensor, chosen: Tensor, granularity: int) -> Tensor:
-    """The chosen structures, each group's width rounded to an allowed one: its lowest keys leave or the next enter."""
-    present = torch.zeros(len(space), dtype=torch.bool)
-    present[chosen] = True
-    for group in space.groups:
-        wanted = int(present[group.structures].sum())
-        _set_width(present, keys, group.structures, allowed_width(wanted, group.size, granularity))
-    return present
+def _owners(space: Space) -> Tensor:
+    """The number of each structure's group or, counted on from there, of the layer that it is."""
+    sizes = torch.tensor([*(group.size for group in space.groups), *[1] * len(space.layers)])
+    return torch.repeat_interleave(sizes)
 
 
 def _fill(
     space: Space,
     keys: Tensor,
     ranking: Tensor,
-    present: Tensor,
+    counts: list[int],
+    layers: list[bool],
     limit: float,
     granularity: int,
-    cost: Callable[[Tensor], float],
-) -> Tensor:
+    cost_of: CostOfCounts,
+) -> None:
     """Adds the best of the absent structures, one step of width or one layer at a time, while they fit."""
-    group_of = {number: group for group in space.groups for number in range(group.start, group.start + group.size)}
-    tried: set[str | int] = set()
-    for number in ranking[~present[ranking]].tolist():
-        group = group_of.get(number)
-        name: str | int = number if group is None else group.name
-        if name in tried:
+    absent = ranking[~_present(space, keys, counts, layers)[ranking]]
+    tried: set[int] = set()
+    for owner in _owners(space)[absent].tolist():
+        if owner in tried:
             continue
-        larger = present.clone()
-        if group is None:
-            larger[number] = True
+        wider, deeper = counts.copy(), layers.copy()
+        if owner < len(space.groups):
+            step = _step(counts[owner], granularity)
+            wider[owner] = min(space.groups[owner].size, counts[owner] - counts[owner] % step + step)
         else:
-            width = int(present[group.structures].sum())
-            step = _step(width, granularity)
-            _set_width(larger, keys, group.structures, min(group.size, width - width % step + step))
-        if cost(larger) <= limit:
-            present = larger
+            deeper[owner - len(space.groups)] = True
+        if cost_of(wider, deeper) <= limit:
+            counts[:], layers[:] = wider, deeper
         else:
-            tried.add(name)
-    return present
+            tried.add(owner)
 
 
 def allowed_width(width: int, size: int, granularity: int) -> int:
@@ -136,13 +160,6 @@ def _step(width: int, granularity: int) -> int:
     """From a width to the next allowed one, if it is allowed itself."""
     fine = math.gcd(granularity, NARROW)
     return 1 if width < fine else fine if width < granularity else granularity
-
-
-def _set_width(present: Tensor, keys: Tensor, structures: slice, width: int) -> None:
-    """Keeps the ``width`` filters of a group that have the highest keys."""
-    best = torch.argsort(keys[structures], descending=True, stable=True)[:width]
-    present[structures] = False
-    present[structures.start + best] = True
 
 
 def uniform_keys(space: Space) -> Tensor:

@@ -11,12 +11,12 @@ from any model, :mod:`nasbench_grow.structure.subnetwork` builds the networks th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -217,20 +217,44 @@ class Space:
 
     def macs_of(self, counts: list[float], layers: list[bool]) -> int:
         """MACs from what :meth:`counts` gives."""
-        return round(
-            self.constant_macs
-            + sum(cost.rate * math.prod(lengths) for cost, lengths in self.kept_costs(counts, layers))
+        entries, constants, rates, layer = self._products
+        lengths = constants + np.array(self._passed_on(counts, layers)) @ entries  # shape (axes, costs)
+        there = np.array([*layers, True])[layer]
+        return round(self.constant_macs + float((rates * there) @ lengths.prod(0)))
+
+    @cached_property
+    def _products(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The costs as arrays: of each of their axes the entries per filter of each group, shape (axes, groups, costs),
+        and the constant length, shape (axes, costs); the rates and the layers (-1: none), shape (costs,)."""
+        axes = max((len(cost.axes) for cost in self.costs), default=0)
+        entries, constants = np.zeros((axes, len(self.groups), len(self.costs))), np.ones((axes, len(self.costs)))
+        for number, (_, lengths) in enumerate(self._lengths):
+            for axis, length in enumerate(lengths):
+                constants[axis, number] = length.constant
+                for group, each in length.terms:
+                    entries[axis, group, number] += each
+        rates = np.array([cost.rate for cost in self.costs])
+        return (
+            entries,
+            constants,
+            rates,
+            np.array([-1 if cost.layer is None else cost.layer for cost in self.costs], int),
         )
 
     def kept_costs(self, counts: list[float], layers: list[bool]) -> Iterator[tuple[WeightCost, list[float]]]:
         """The costs that are there, each with the kept lengths of its axes."""
+        counts = self._passed_on(counts, layers)
+        for cost, lengths in self._lengths:
+            if cost.layer is None or layers[cost.layer]:
+                yield cost, [length(counts) for length in lengths]
+
+    def _passed_on(self, counts: list[float], layers: list[bool]) -> list[float]:
+        """``counts`` with those of the channels that absent plain layers pass on in place of their own."""
         counts = list(counts)
         for index, given, got in self._bypasses:
             if not layers[index - self.filters]:
                 counts[got] = counts[given]
-        for cost, lengths in self._lengths:
-            if cost.layer is None or layers[cost.layer]:
-                yield cost, [length(counts) for length in lengths]
+        return counts
 
     @cached_property
     def _lengths(self) -> list[tuple[WeightCost, list[_Length]]]:
