@@ -14,7 +14,7 @@ class Grow(Method):
 
     name = "grow"
     summary = "grow filters and layers from a one-filter seed to the budget, where they lower the loss; no fine-tuning"
-    family = "growing"
+    family: ClassVar[Literal["control", "growing"]] = "growing"
     citation = "Yuan, Savarese, Maire, arXiv 2007.15353; departures: docs/method.md"
     Settings = sampling.SamplingSettings
     version = 5  # what is present is learnt

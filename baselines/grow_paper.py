@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from nasbench_grow.contract import Job, Method, Run
 from nasbench_grow.growing import relaxation
 
 
 class GrowPaper(Method):
-    """Soft gates, Bernoulli sampling once an epoch, a proportional budget controller."""
+    """Soft gates, Bernoulli sampling, a proportional budget controller."""
 
     name = "grow-paper"
     summary = "grow by the paper's equations: soft gates, Bernoulli sampling, proportional price; constants are ours"
     family = "growing"
     citation = "Yuan, Savarese, Maire, arXiv 2007.15353"
     Settings = relaxation.RelaxationSettings
-
-    def in_cell(self, granularity: int, epochs: int) -> Method:
-        """Without periods that are epochs."""
-        return GrowPaper(replace(self.settings, periods=None)) if self.settings.periods == epochs else self
+    version = 2  # constants that fit runs of any length
 
     def run(self, job: Job) -> Run:
         """Grows."""

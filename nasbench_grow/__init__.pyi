@@ -11,8 +11,8 @@ from nasbench_grow.cost.meter import TrainingMeter as TrainingMeter
 from nasbench_grow.growing.api import Grown as Grown
 from nasbench_grow.growing.api import grow as grow
 from nasbench_grow.growing.relaxation import RelaxationSettings as RelaxationSettings
+from nasbench_grow.growing.sampling import SamplingSettings as SamplingSettings
 from nasbench_grow.growing.scaling import ScalingSettings as ScalingSettings
-from nasbench_grow.growing.scaling import planned_layers as planned_layers
 from nasbench_grow.structure.architecture import describe as describe
 from nasbench_grow.structure.architecture import load as load
 from nasbench_grow.structure.architecture import rebuild as rebuild

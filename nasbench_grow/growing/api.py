@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.contract import Batch, DivergedError, Job, Recipe, Run
 from nasbench_grow.cost.macs import count_macs
-from nasbench_grow.growing import relaxation, scaling
+from nasbench_grow.growing.beginning import Settings, begin
 from nasbench_grow.growing.own import OwnBatches, OwnRecipe
 from nasbench_grow.growing.relaxation import RelaxationSettings
-from nasbench_grow.growing.scaling import ScalingSettings
+from nasbench_grow.growing.sampling import SamplingSettings
 from nasbench_grow.structure.architecture import describe, save
 from nasbench_grow.structure.discovery import discover
 from nasbench_grow.structure.space import Space
@@ -63,7 +63,7 @@ def grow(
     loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
     learning_rate_at: Callable[[float], float] | None = None,
-    settings: ScalingSettings | RelaxationSettings | None = None,
+    settings: Settings | None = None,
     granularity: int = 8,
     seed: int = 0,
     progress: bool = True,
@@ -82,8 +82,8 @@ def grow(
         optimizer: makes the optimizer of a network; None: SGD as in :class:`nasbench_grow.contract.Recipe`.
         learning_rate_at: learning rate for the share of the run that is done, in (0, 1]; None: warm-up, cosine, with
             the default optimizer; the optimizer's own with another.
-        settings: of the method; a :class:`RelaxationSettings` grows by the paper's equations. None: the defaults of
-            :class:`ScalingSettings`.
+        settings: of the method; a :class:`ScalingSettings` grows by a schedule that learns nothing, a
+            :class:`RelaxationSettings` by the paper's equations. None: the defaults of :class:`SamplingSettings`.
         granularity: of the widths (:func:`nasbench_grow.structure.selection.allowed_width`); 8 suits CPUs.
         seed: of the sampling of structures.
         progress: show a progress bar.
@@ -96,13 +96,11 @@ def grow(
         raise UserError(f"epochs {epochs} is below 1; give the number of passes over the loader")
     if epochs != int(epochs):
         raise UserError(f"epochs {epochs} is no whole number; give the number of passes over the loader")
-    if not isinstance(settings, ScalingSettings | RelaxationSettings | None):
-        raise UserError(f"settings {settings!r} cannot be used; give ScalingSettings, RelaxationSettings or None")
     if granularity < 1:
         raise UserError(f"granularity {granularity} is below 1; give the multiple to round widths to, or 1")
     device = next((parameter.device for parameter in model.parameters()), example.device)
     dense, example = copy.deepcopy(model), example.to(device)
-    settings = settings or ScalingSettings()
+    settings = SamplingSettings() if settings is None else settings
     rate = learning_rate_at or (Recipe().learning_rate_at if optimizer is None else None)
     price = None
     if budget_ms is not None or getattr(settings, "cost", "macs") == "time":
@@ -112,7 +110,7 @@ def grow(
             return StepTime(space, network, example, timing)
 
         if budget_ms is not None:
-            if not isinstance(settings, ScalingSettings):
+            if isinstance(settings, RelaxationSettings):
                 raise UserError("budget_ms needs a cost in seconds, which the paper's masks have not; give a budget")
             settings = replace(settings, cost="time")
             budget = share_of_dense(budget_ms, price(discover(model, example), model).dense_ms)
@@ -139,8 +137,7 @@ def grow(
             train=OwnBatches(batches, count),
             price=price,
         )
-        run = relaxation.run(job, settings) if isinstance(settings, RelaxationSettings) else scaling.run(job, settings)
-        history, network = _follow(run, bar)
+        history, network = _follow(_run(job, settings), bar)
     network.eval().zero_grad()
     dense_macs = count_macs(dense, example)
     return Grown(
@@ -152,6 +149,12 @@ def grow(
         dense_train_macs=3 * dense_macs * samples,
         history=history,
     )
+
+
+def _run(job: Job, settings: Settings) -> Run:
+    model, growing = begin(job, settings)
+    yield from job.fit(model, growing)
+    return growing.finish(model)
 
 
 def _follow(run: Run, bar: Any) -> tuple[list[dict[str, Any]], nn.Module]:

@@ -32,10 +32,10 @@ from torch.nn import functional as F
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.contract import Batch, Job
-from nasbench_grow.growing import scaling
+from nasbench_grow.growing.beginning import Settings, begin
 from nasbench_grow.growing.nni_space import GrowableSpace
 from nasbench_grow.growing.own import OwnBatches, OwnRecipe
-from nasbench_grow.growing.scaling import ScalingSettings
+from nasbench_grow.growing.sampling import SamplingSettings
 
 
 class GrowingStrategy(Strategy):
@@ -64,11 +64,11 @@ class GrowingStrategy(Strategy):
         optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
         learning_rate_at: Callable[[float], float] | None = None,
-        settings: ScalingSettings | None = None,
+        settings: Settings | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.metric, self.settings = metric, settings or ScalingSettings()
+        self.metric, self.settings = metric, settings or SamplingSettings()
         self.metrics: list[float] = []
         self._journal = _Journal()
         self._make_job = partial(
@@ -104,7 +104,7 @@ class GrowingStrategy(Strategy):
             example=space.example,
             build=lambda: copy.deepcopy(space.dense),
         )
-        grown, growing = scaling.begin(job, self.settings)
+        grown, growing = begin(job, self.settings)
         for stage in job.fit(grown, growing):
             metric = float(self.metric(copy.deepcopy(stage.network)))
             self.engine.dispatch_model_event(IntermediateMetricEvent(model, metric))

@@ -1,6 +1,8 @@
 """The paper's masks: gates sigmoid(beta s) trained with the weights, Bernoulli sampling, a budget-aware price.
 
-Section 3 of the paper as far as it is known here (``docs/method.md`` says which parts are reconstruction).
+Section 3 of the paper as far as it is known here (``docs/method.md`` says which parts are reconstruction). Its constants
+are not known; those here fit runs of any length and networks of any size: the penalty is a mean over the structures,
+and the logits' learning rate is given for a whole run.
 """
 
 from __future__ import annotations
@@ -23,18 +25,18 @@ class RelaxationSettings:
 
     structures: Structures = "both"
     """What is grown: filters and layers, or one of them inside a network that has all of the other."""
-    periods: int | None = None
-    """How often the network is restructured in a run (T); None: once an epoch."""
+    periods: int = 40
+    """How often the network is restructured in a run (T), at most once a step."""
     beta_start: float = 1.0
     """Temperature beta_0 of a structure that was never present."""
     beta_growth: float = 100.0
     """gamma, the factor by which the temperature of an always-present structure rises over the run."""
-    price_base: float = 0.5
-    """lambda_base of the budget controller."""
+    price_base: float = 8.0
+    """lambda_base of the budget controller, for the mean over all structures."""
     cost_aware: bool = False
     """A structure is charged for its share of the MACs (c_i) instead of 1."""
-    mask_learning_rate: float = 0.1
-    """Learning rate of the logits."""
+    mask_learning_rate: float = 11.0
+    """Learning rate of the logits, summed over the steps of a run, for the mean over all structures."""
     mask_momentum: float = 0.9
     """Momentum of the logits."""
     logit_start: float = 3.0
@@ -43,8 +45,8 @@ class RelaxationSettings:
     def __post_init__(self) -> None:
         """Refuses a setting outside its range with a UserError."""
         check_choices(self, structures=Structures)
-        if self.periods is not None and self.periods < 1:
-            raise UserError(f"periods {self.periods} is out of range: give 1 or more, or none: once an epoch")
+        if self.periods < 1:
+            raise UserError(f"periods {self.periods} is out of range: give 1 or more")
         for name in ("beta_start", "beta_growth", "mask_learning_rate", "logit_start"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} {getattr(self, name):g} is out of range: give a number above 0")
@@ -57,9 +59,8 @@ class RelaxationSettings:
 def begin(job: Job, settings: RelaxationSettings) -> tuple[ElasticModel, Growing]:
     """The seed of a dense backbone, and what grows it by the paper's equations."""
     model = job.model()
-    periods = job.epochs if settings.periods is None else settings.periods
-    masks = RelaxedMasks(model.space, settings, job.budget, periods, job.seed, job.example.device)
-    return model, Growing(model, masks, job.total_steps, periods)
+    masks = RelaxedMasks(model.space, settings, job.budget, job.total_steps, job.seed, job.example.device)
+    return model, Growing(model, masks, job.total_steps, settings.periods)
 
 
 def run(job: Job, settings: RelaxationSettings) -> Run:
@@ -75,7 +76,7 @@ class RelaxedMasks(Masks):
     Args:
         space, budget, seed: as in :class:`~nasbench_grow.growing.growing.Masks`.
         settings: the hyper-parameters.
-        periods: how many times the network will be restructured (T in the paper).
+        steps: length of the run.
         device: where the gates are, so that no step waits for the CPU; what is decided once a period is decided there.
     """
 
@@ -84,16 +85,18 @@ class RelaxedMasks(Masks):
         space: Space,
         settings: RelaxationSettings,
         budget: float,
-        periods: int,
+        steps: int,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(space, settings.structures, budget, seed=seed)
-        self.settings, self.periods, self.device = settings, periods, torch.device(device)
+        self.settings, self.device = settings, torch.device(device)
+        self.periods = min(settings.periods, steps)
         self.ages = space.effective(self.present).double()
         start = torch.where(self.present, settings.logit_start, -settings.logit_start)
         self.logits = start.to(self.device).requires_grad_(True)
-        self.optimizer = torch.optim.SGD([self.logits], lr=settings.mask_learning_rate, momentum=settings.mask_momentum)
+        rate = settings.mask_learning_rate * len(space) / steps
+        self.optimizer = torch.optim.SGD([self.logits], lr=rate, momentum=settings.mask_momentum)
         macs = space.marginal_macs(space.full())
         costs = (macs / macs.mean()).float() if settings.cost_aware else torch.ones(len(space))
         self.costs, self.betas, self.fixed = (
@@ -121,8 +124,8 @@ class RelaxedMasks(Masks):
         return torch.where(self.fixed, 1.0, torch.sigmoid(self.betas * self.logits))
 
     def penalty(self) -> Tensor:
-        """lambda * sum of c_i * sigmoid(beta_i s_i)."""
-        return self.price * (self.costs * self.gates()).sum()
+        """lambda * mean of c_i * sigmoid(beta_i s_i)."""
+        return self.price * (self.costs * self.gates()).mean()
 
     def step(self) -> None:
         """Moves the logits along the gradient of loss and price."""
@@ -140,8 +143,8 @@ class RelaxedMasks(Masks):
         return self.present
 
     def harden(self) -> Tensor:
-        """m = [s > 0] (section 3.2, end)."""
-        return self._alive(self.logits.detach().cpu() > 0)
+        """m = [s > 0] (section 3.2, end), of what was ever present: nothing is returned that never trained."""
+        return self._alive((self.logits.detach().cpu() > 0) & (self.ages > 0))
 
     def _alive(self, present: Tensor) -> Tensor:
         """Keeps the filter with the highest logit in a group that would be empty: a network needs every layer."""

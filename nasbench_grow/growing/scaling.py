@@ -121,18 +121,6 @@ def run(job: Job, settings: ScalingSettings) -> Run:
     return growing.finish(model)
 
 
-def planned_layers(space: Space, budget: float, granularity: int, seed: int) -> Tensor:
-    """Which removable layers growing by schedule would have at a budget, with its default settings and this seed.
-
-    Controls draw their depth from it, so that they differ from growing in nothing but what they are controls for.
-
-    Returns:
-        shape (layers,), bool.
-    """
-    masks = ScaledMasks(space, ScalingSettings(), budget, granularity, seed)
-    return masks.keys[space.filters :] == torch.inf
-
-
 class ScaledMasks(Masks):
     """Structures by a threshold on noise at an exact price.
 

@@ -1,0 +1,30 @@
+"""Which way of growing a set of hyper-parameters belongs to."""
+
+from __future__ import annotations
+
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract import ElasticModel, Job
+from nasbench_grow.growing import relaxation, sampling, scaling
+from nasbench_grow.growing.growing import Growing
+from nasbench_grow.growing.relaxation import RelaxationSettings
+from nasbench_grow.growing.sampling import SamplingSettings
+from nasbench_grow.growing.scaling import ScalingSettings
+
+Settings = SamplingSettings | ScalingSettings | RelaxationSettings
+
+
+def begin(job: Job, settings: Settings) -> tuple[ElasticModel, Growing]:
+    """The seed of a job's dense backbone, and what grows it in the way of ``settings``.
+
+    Raises:
+        UserError: ``settings`` are none of growing.
+    """
+    if isinstance(settings, SamplingSettings):
+        return sampling.begin(job, settings)
+    if isinstance(settings, ScalingSettings):
+        return scaling.begin(job, settings)
+    if isinstance(settings, RelaxationSettings):
+        return relaxation.begin(job, settings)
+    raise UserError(
+        f"settings {settings!r} cannot be used; give SamplingSettings, ScalingSettings, RelaxationSettings or None"
+    )
