@@ -4,18 +4,20 @@ This file is the one place that knows a record's fields, and the one rule by whi
 results folder (:mod:`nasbench_grow.harness.store`) and the frames that users read
 (:mod:`nasbench_grow.report.frames`) both ask :func:`read`. A record that an older version wrote is read as one of
 today's:
-fields that did not exist then have their default, which is null unless the older version meant something definite.
+fields that did not exist then have their default, which is null unless the older version meant something definite, and
+what was called otherwise has the name of today.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from nasbench_grow.base.errors import UserError
 
 Record = dict[str, Any]
 
-SCHEMA = 2
+SCHEMA = 3
 """Raise this with every change of meaning of a field, and say in :func:`read` what older records meant. A new field
 needs no new number."""
 
@@ -123,13 +125,16 @@ def read(value: Any, key: str) -> Record:
         found = value.get(field)
         if found is not None and not _is(kind, found):
             raise ValueError(f"{field} is {found!r}")
-    return {**dict.fromkeys(FIELDS), **_meant(value), **value}
+    return {**dict.fromkeys(FIELDS), **_meant(value), **value, **_renamed(value)}
 
 
 def is_settled(record: Record | None) -> bool:
     """Whether nothing is left to do for the cell: it is finished, or its method cannot run there."""
     return record is not None and record["status"] in ("ok", "skipped")
 
+
+LAST_OF_GROW = 2
+"""The last schema whose ``grow`` is today's ``scaled``."""
 
 _FAMILIES = {
     **dict.fromkeys(("dense", "uniform", "random", "retrain"), "control"),
@@ -155,6 +160,15 @@ def _meant(old: Record) -> Record:
         "source_macs": 0,
         "calibration_macs": 0,
     }
+
+
+def _renamed(old: Record) -> Record:
+    """What is called otherwise today: up to schema 2 the method of today's ``scaled`` was called ``grow``."""
+    if (old.get("schema") or 1) > LAST_OF_GROW:
+        return {}
+    method = "retrain[of=grow]" if old["method"] == "retrain" else old["method"]
+    method = re.sub(r"\bgrow\b(?!-)", "scaled", method)
+    return {"method": method, "family": "control"} if method.startswith("scaled") else {"method": method}
 
 
 def _is(kind: Kind, value: Any) -> bool:
