@@ -1,6 +1,6 @@
 """The paper's masks: gates sigmoid(beta s) trained with the weights, Bernoulli sampling, a budget-aware price.
 
-Section 3 of the paper as far as it is known here (``docs/method.md`` says which parts are reconstruction). Its constants
+Section 3 of the paper as far as it is known here (``docs/method.md`` says what is reconstruction). Its constants
 are not known; those here fit runs of any length and networks of any size: the penalty is a mean over the structures,
 and the logits' learning rate is given for a whole run.
 """

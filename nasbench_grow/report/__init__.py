@@ -12,6 +12,7 @@ from nasbench_grow.base.errors import UserError, unknown
 from nasbench_grow.report import documents, figures, frames, tables, training_figures
 from nasbench_grow.report.block import Block, blocks_of
 from nasbench_grow.report.figures import Drawing, Looks
+from nasbench_grow.report.headroom import headroom
 from nasbench_grow.report.missing import missing
 from nasbench_grow.report.output import figures_shown, rendered, write_file
 from nasbench_grow.report.style import RC, looks
@@ -67,7 +68,8 @@ def write(folder: str | Path = "results", reference: str = REFERENCE, document: 
 def fill(document: str | Path, folder: str | Path, reference: str = REFERENCE) -> str:
     """The text of a document with its blocks ``<!-- report:BLOCK:TABLE -->`` filled from a results folder.
 
-    TABLE is ``comparison``, ``paired`` or ``requirements``; BLOCK is what the names of the block's figures begin with.
+    TABLE is ``comparison``, ``paired``, ``headroom`` or ``requirements``; BLOCK is what the names of the block's
+    figures begin with.
 
     Raises:
         UserError: the folder holds no record, the document cannot be read, or has a block that the folder does not.
@@ -88,7 +90,12 @@ def _read(folder: Path, reference: str) -> tuple[pd.DataFrame, list[Block]]:
 
 
 def _tables(found: list[Block], reference: str, histories: pd.DataFrame) -> list[Table]:
-    return [tables.comparison(found), tables.paired(found, reference), tables.requirements(found, histories)]
+    return [
+        tables.comparison(found),
+        tables.paired(found, reference),
+        headroom(found),
+        tables.requirements(found, histories),
+    ]
 
 
 def _filled(document: Path, every_table: list[Table]) -> str:
