@@ -1,10 +1,12 @@
 """Profiles: which cells ``nasbench-grow reproduce`` runs.
 
 Every method is named, so that a profile does not change with what is installed, and every method has its default
-settings, except in the profiles ``ablation-*``, which ask about settings.
+settings, except in the profile ``choosing``, which asks about settings.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from nasbench_grow.harness.grids import Grid, Profile
 
@@ -12,7 +14,18 @@ __all__ = ["PROFILES", "Grid", "Profile"]
 
 _FEW = ("dense", "uniform", "grow")
 _TABLE = ("dense", "uniform", "random", "l1", "grow")
-_EVERY = (*_TABLE, "grow-paper", "retrain", "dense_short")
+_CONTROLS = ("uniform", "scaled", "random", "random_widths", "placebo", "retrain[of=placebo]")
+_EVERY = (*_TABLE, "grow-paper", "scaled", "placebo", "random_widths", "retrain", "dense_short")
+_BED_SEEDS = (1, 2, 3)
+"""Seed 0 is for choosing settings."""
+_BEDS = (
+    ("cifar10_16px", "cifar_resnet20", (0.25, 0.5), 12, None),
+    ("cifar10_16px", "cifar_vgg16_bn", (0.15, 0.3), 12, None),
+    ("cifar10_16px", "cifar_mobilenetv2", (0.35,), 12, None),
+    ("landcover", "deeplabv3plus_thin", (0.5,), 40, None),
+    ("ptb_small", "lstm_200", (0.5,), 13, 11_550),
+)
+"""Task, backbone, budgets, epochs and training samples of each test bed."""
 _SEEDS = (0, 1, 2)
 
 
@@ -70,22 +83,33 @@ def _digits(backbone: str, epochs: int, samples: int, *, whole: bool = True) -> 
     )
 
 
-def _proxy(
-    *methods: str,
-    budgets: tuple[float, ...] = (0.25, 0.5),
-    backbone: str = "cifar_resnet20",
-    epochs: int = 4,
-    samples: int = 8_000,
-) -> Grid:
-    """CIFAR-10 at 16 pixels, where a run takes about a minute on a CPU."""
+def _beds(methods: tuple[str, ...], seeds: tuple[int, ...]) -> tuple[Grid, ...]:
+    """Methods on every test bed."""
+    return tuple(
+        Grid(
+            methods=methods,
+            tasks=(task,),
+            backbones=(backbone,),
+            budgets=budgets,
+            seeds=seeds,
+            epochs=epochs,
+            train_samples=samples,
+            setup="cpu-bf16",
+        )
+        for task, backbone, budgets, epochs, samples in _BEDS
+    )
+
+
+def _choosing(*methods: str) -> Grid:
+    """Settings of growing, on a budget and a seed that are not those of the test beds."""
     return Grid(
         methods=methods,
         tasks=("cifar10_16px",),
-        backbones=(backbone,),
-        budgets=budgets,
-        seeds=_SEEDS,
-        epochs=epochs,
-        train_samples=samples,
+        backbones=("cifar_resnet20",),
+        budgets=(0.35,),
+        seeds=(0,),
+        epochs=12,
+        setup="cpu-bf16",
     )
 
 
@@ -176,34 +200,33 @@ PROFILES = {
             ),
         ),
         Profile(
-            "ablation-controls",
-            "is it the architecture, the depth or the training? grow against its controls (40 minutes on two cores)",
+            "beds",
+            "does growing learn? grow and its controls on seven test beds, 3 seeds (two cores: days)",
             (
-                _proxy("uniform", "random", "grow", "retrain", budgets=(0.25, 0.5, 0.75)),
-                _proxy("dense", budgets=(1.0,)),
+                *_beds(("grow", "retrain", *_CONTROLS), _BED_SEEDS),
+                *(replace(grid, budgets=(1.0,)) for grid in _beds(("dense",), _BED_SEEDS)),
             ),
         ),
         Profile(
-            "ablation-depth",
-            "how much depth grow gives up for width (20 minutes on two cores)",
-            (_proxy("grow", "grow[layer_logit=-4]", "grow[layer_logit=0]", "grow[layer_logit=20]"),),
+            "headroom",
+            "how much is there to win? 40 random architectures on each test bed (two cores: days)",
+            _beds(tuple(f"random[draw={number}]" for number in range(40)), (0,)),
         ),
         Profile(
-            "ablation-growth",
-            "over which share of the run grow grows (10 minutes on two cores)",
-            (_proxy("grow", "grow[growth=0.3]"),),
-        ),
-        Profile(
-            "ablation-rounding",
-            "what rounding widths to multiples of 8, or of 16, costs (15 minutes on two cores)",
-            (_proxy("grow", "grow[granularity=1]", "grow[granularity=16]"),),
-        ),
-        Profile(
-            "ablation-networks",
-            "grow and its controls on other networks (20 minutes on two cores)",
-            tuple(
-                _proxy("uniform", "random", "grow", budgets=(0.25,), backbone=name, samples=2_560)
-                for name in ("cifar_vgg16_bn", "cifar_mobilenetv2")
+            "choosing",
+            "settings of grow against each other, on a budget and a seed of their own (1 hour on two cores)",
+            (
+                _choosing(
+                    "uniform",
+                    "grow",
+                    "grow[growth=0.15]",
+                    "grow[growth=0.45]",
+                    "grow[samples=2]",
+                    "grow[beta_growth=1]",
+                    "grow[newborn=zero]",
+                    "grow-paper",
+                    "retrain",
+                ),
             ),
         ),
     )

@@ -23,8 +23,8 @@ class Cifar10At16Pixels(Cifar10):
     normalisation = Normalisation(mean=Cifar10.normalisation.mean, std=(0.2381, 0.2347, 0.2536))
     augmentation = Augmentation(padding=2, flip=True)
     recipe = Recipe(batch_size=128, learning_rate=0.4, momentum=0.9, weight_decay=5e-4, warmup=0.25)
-    """For runs of some ten epochs, chosen on validation: of 0.1 to 0.8 the best rate of narrow ResNet-20s, which narrow
-    VGG-16s, with no skip connections, bear after so long a warm-up alone."""
+    """For runs of some ten epochs, chosen on validation: the best rate, of 0.1 to 0.8, of narrow ResNet-20s; narrow
+    VGG-16s, which have no skip connections, bear it after so long a warm-up."""
 
     def read(self) -> RawImages:
         """The images of ``cifar10``, halved in width and height."""
