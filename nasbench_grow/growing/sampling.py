@@ -37,9 +37,11 @@ class SamplingSettings:
     structures: Structures = "both"
     """What is grown: filters and layers, or one of them inside a network that has all of the other."""
     growth: float = 0.3
-    """Share of the run over which the network grows from the seed to its budget; then its structure stays."""
+    """Share of the run over which the network grows from the seed to its budget."""
+    commit: float = 0.3
+    """Share of the run after which its structure is no longer sampled, but stays."""
     periods: int = 80
-    """How often it is sampled anew in that time, at most once a step."""
+    """How often it is sampled until then, at most once a step."""
     samples: int = 4
     """Networks that are compared once a period, the one that trains included: an even number."""
     travel: float = 8.0
@@ -59,7 +61,12 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         """Refuses a setting outside its range with a UserError."""
         check_choices(self, structures=Structures, newborn=Newborn, cost=Cost)
-        check_share(self, "growth")
+        check_share(self, "growth", "commit")
+        if self.growth > self.commit:
+            raise UserError(
+                f"growth {self.growth:g} ends after commit {self.commit:g}, when the structure stays: give commit a share "
+                "of the run that is no less"
+            )
         if self.periods < 1:
             raise UserError(f"periods {self.periods} is out of range: give 1 or more")
         if self.samples < 2 or self.samples % 2:
@@ -81,7 +88,7 @@ def begin(job: Job, settings: SamplingSettings, *, placebo: bool = False) -> tup
         cost_of = job.price(model.space, model.dense)
     granularity = settings.granularity or job.granularity
     masks = SampledMasks(model.space, settings, job.budget, granularity, job.seed, cost_of, placebo=placebo)
-    return model, Growing(model, masks, job.total_steps, round(settings.periods / settings.growth), settings.newborn)
+    return model, Growing(model, masks, job.total_steps, round(settings.periods / settings.commit), settings.newborn)
 
 
 def run(job: Job, settings: SamplingSettings, *, placebo: bool = False) -> Run:
@@ -153,7 +160,7 @@ class SampledMasks(Masks):
         if self.committed:
             return self.present
         target = self.target(progress)
-        if progress >= self.settings.growth:
+        if progress >= self.settings.commit:
             self.committed = True
             self.present = self._structures(torch.zeros(len(self.logits)), target)
             return self.present
