@@ -64,8 +64,8 @@ class SamplingSettings:
         check_share(self, "growth", "commit")
         if self.growth > self.commit:
             raise UserError(
-                f"growth {self.growth:g} ends after commit {self.commit:g}, when the structure stays: give commit a share "
-                "of the run that is no less"
+                f"growth {self.growth:g} ends after commit {self.commit:g}, when the structure stays; "
+                f"give a commit of {self.growth:g} or more"
             )
         if self.periods < 1:
             raise UserError(f"periods {self.periods} is out of range: give 1 or more")
@@ -187,16 +187,24 @@ class SampledMasks(Masks):
         keys = torch.full((len(space),), -torch.inf)
         for group, logit in zip(space.groups, logits[:groups], strict=True):
             keys[group.structures] = logit + self.ranks[group.structures]
-        keys[space.filters :] = torch.where(logits[groups:] > 0, torch.inf, -torch.inf)
-        keys[self.ungrown] = torch.inf
         limit = target * self.dense_cost
-        widest = keys > -torch.inf
-        for layer in torch.argsort(logits[groups:], descending=True).tolist():
+        keys[self.ungrown] = torch.inf
+        if self.settings.structures != "filters":
+            keys[space.filters :] = self._layer_keys(logits[groups:], limit)
+        return select(space, keys, limit, self.granularity, self.cost_of)
+
+    def _layer_keys(self, logits: Tensor, limit: float) -> Tensor:
+        """Infinite for the layers whose logit, noise included, is positive, and the next ones where the widest filters
+        would not spend the budget; where layers alone are grown, the price decides."""
+        if self.settings.structures == "layers":
+            return logits
+        widest = self.space.full()
+        widest[self.space.filters :] = logits > 0
+        for layer in torch.argsort(logits, descending=True).tolist():
             if self.cost_of(widest) >= limit:
                 break
-            widest[space.filters + layer] = True  # the widest filters do not spend the budget
-            keys[space.filters + layer] = torch.inf
-        return select(space, keys, limit, self.granularity, self.cost_of)
+            widest[self.space.filters + layer] = True
+        return torch.where(widest[self.space.filters :], torch.inf, -torch.inf)
 
     def _there(self, present: Tensor) -> Tensor:
         """Which groups and layers exist, shape (groups + layers,)."""
