@@ -40,12 +40,14 @@ class SamplingSettings:
     """Share of the run over which the network grows from the seed to its budget."""
     commit: float = 0.3
     """Share of the run after which its structure is no longer sampled, but stays."""
-    periods: int = 80
+    periods: int = 20
     """How often it is sampled until then, at most once a step."""
-    samples: int = 4
+    samples: int = 16
     """Networks that are compared once a period, the one that trains included: an even number."""
     travel: float = 8.0
     """How far a logit moves in a run if its structure alone decided the loss."""
+    layer_start: float = -1.0
+    """Logit that layers start with, where groups start at 0: as in the seed, a layer is rather absent."""
     beta_start: float = 1.0
     """Temperature beta of a structure that was never present."""
     beta_growth: float = 4.0
@@ -127,6 +129,7 @@ class SampledMasks(Masks):
         self.settings, self.granularity = settings, granularity
         groups, layers = len(space.groups), len(space.layers)
         self.logits, self.ages = torch.zeros(groups + layers), torch.zeros(groups + layers)
+        self.logits[groups:] = settings.layer_start
         self.places = torch.arange(groups + layers)
         if placebo:
             self.places = torch.cat(
