@@ -42,8 +42,8 @@ killed: then it goes on too. A method that begins with the result of another cel
 
 settings of a method stand in brackets behind its name, in quotes because shells read brackets; those left out are at
 their defaults. `nasbench-grow list methods --json` has them all. A setting that names a method may bring that one's:
-  --method 'grow[growth=0.3,periods=40]'
-  --method 'retrain[of=grow[growth=0.3,periods=40]]'
+  --method 'grow[growth=0.2,periods=40]'
+  --method 'retrain[of=grow[growth=0.2,periods=40]]'
 
 examples:
   nasbench-grow run --method dense --task digits --backbone cifar_resnet20 --budget 1 --seed 0 --epochs 5
@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--method",
         required=True,
-        help="see nasbench-grow list methods; with settings: 'grow[growth=0.3]' (see below)",
+        help="see nasbench-grow list methods; with settings: 'grow[growth=0.2]' (see below)",
     )
     run.add_argument("--task", required=True, help="see nasbench-grow list tasks")
     run.add_argument("--backbone", required=True, help="see nasbench-grow list backbones; any timm name works")
