@@ -23,6 +23,7 @@ from torch import Tensor
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.contract import ElasticModel, Job, Run, check_share
 from nasbench_grow.growing.growing import CostOf, Growing, Masks, check_choices
+from nasbench_grow.structure.identity import start_as_identity
 from nasbench_grow.structure.selection import select
 from nasbench_grow.structure.space import Space, Structures
 
@@ -55,6 +56,8 @@ class SamplingSettings:
     newborn: Newborn = "initial"
     """Whether a newborn structure acts at once, by its initial weights, or is joined by zeros, so that growing leaves
     the network's function as it was."""
+    identity: bool = True
+    """Whether removable layers start as the identity, so that sampled networks can share the weights of the others."""
     cost: Cost = "macs"
     """What the budget is a share of: the dense network's MACs, or the time of its training step on this device."""
     granularity: int | None = None
@@ -88,6 +91,8 @@ def begin(job: Job, settings: SamplingSettings, *, placebo: bool = False) -> tup
         if job.price is None:
             raise UserError("cost=time needs step times, which this run cannot measure; use cost=macs")
         cost_of = job.price(model.space, model.dense)
+    if settings.identity:
+        start_as_identity(model.space, model.dense)
     granularity = settings.granularity or job.granularity
     masks = SampledMasks(model.space, settings, job.budget, granularity, job.seed, cost_of, placebo=placebo)
     return model, Growing(model, masks, job.total_steps, round(settings.periods / settings.commit), settings.newborn)
