@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from nasbench_grow.contract import settings as spelling
 from nasbench_grow.harness import registry
 from nasbench_grow.harness.profiles import PROFILES, Grid
 
@@ -21,6 +22,23 @@ def test_methods_are_named_as_in_their_records(name: str) -> None:
     assert methods and {str(registry.method(method)) for method in methods} == methods
 
 
-@pytest.mark.parametrize("name", [name for name in PROFILES if not name.startswith("ablation-")])
+@pytest.mark.parametrize("name", [name for name in PROFILES if name != "choosing"])
 def test_in_a_comparison_every_method_has_its_default_settings(name: str) -> None:
-    assert not [method for grid in PROFILES[name].grids for method in grid.methods if "[" in method]
+    """What another method's network or a number of a draw says is no choice."""
+    for method in {method for grid in PROFILES[name].grids for method in grid.methods}:
+        _, settings = spelling.split(method)
+        assert settings.keys() <= {"of", "draw"} and "[" not in settings.get("of", ""), method
+
+
+def test_settings_are_chosen_on_other_cells_than_the_test_beds() -> None:
+    def cells(name: str) -> set[tuple[str, str, float, int]]:
+        return {
+            (task, backbone, budget, seed)
+            for grid in PROFILES[name].grids
+            for task in grid.tasks
+            for backbone in grid.backbones
+            for budget in grid.budgets
+            for seed in grid.seeds
+        }
+
+    assert cells("choosing").isdisjoint(cells("beds") | cells("headroom"))

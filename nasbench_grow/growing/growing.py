@@ -85,12 +85,12 @@ class Masks(ABC):
         """Chooses the structures of the next period; ``progress`` is the share of the run that is done by now."""
 
     def rivals(self) -> list[Tensor]:
-        """Structures whose loss on the next batch is to be compared with that of the present ones, then handed to
-        :meth:`learn`; asked for once after every :meth:`resample`."""
+        """Structures whose losses on the next batch are to be handed to :meth:`learn`; asked for after every
+        :meth:`resample`."""
         return []
 
     def learn(self, losses: Tensor) -> None:  # noqa: B027 (masks without rivals have nothing to do)
-        """Takes up the losses of the present network and of the rivals on one batch, shape (1 + rivals,)."""
+        """Takes up the losses of the rivals on one batch, shape (rivals,)."""
 
     def harden(self) -> Tensor:
         """The structures of the network to return."""
@@ -159,17 +159,14 @@ class Growing(Callback):
             self._rivals = self.masks.rivals()
 
     def loss(self, model: ElasticModel, network: nn.Module, inputs: Any, targets: Tensor, loss: Loss) -> Tensor:
-        """The loss of the network in training; on the first batch of a period, those of its rivals are compared."""
+        """The loss of the network in training; before the first step of a period its rivals are compared."""
         rivals, self._rivals = self._rivals, []
-        losses = []
         if rivals:  # first, as what a recurrent network hands on moves with its own pass
             self._compared = sum(map(model.space.macs, rivals))
             with torch.no_grad():
                 losses = [loss(rival(inputs), targets) for rival in model.variants(rivals)]
-        own = super().loss(model, network, inputs, targets, loss)
-        if rivals:
-            self.masks.learn(mean_over_processes(torch.stack([own.detach(), *losses]).float()).cpu())
-        return own
+            self.masks.learn(mean_over_processes(torch.stack(losses).float()).cpu())
+        return super().loss(model, network, inputs, targets, loss)
 
     def step_macs(self, model: ElasticModel) -> int:
         """Rivals are billed a forward pass each, a third of what a step takes."""

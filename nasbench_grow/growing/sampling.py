@@ -4,7 +4,7 @@ Every structure has a logit s, and is present with the probability sigmoid(beta 
 The filters of a group cannot be told apart at birth, so they share one logit: what is learnt is each group's width and
 each layer's presence. Once a period several networks of the same cost are sampled from the weights as they are, and
 their losses on one batch compared; the logits move along their score functions, an estimate of the gradient of the
-expected loss (Williams 1992, REINFORCE). One of the networks trains until the next period.
+expected loss (Williams 1992, REINFORCE). Another sample trains, and changes bit by bit.
 
 The paper differentiates the loss by gates sigmoid(beta s) instead. Behind every group that a convolution and its
 normalisation take in, the gates of the group have gradients that add up to zero, whatever its width is worth: that
@@ -23,7 +23,6 @@ from torch import Tensor
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.contract import ElasticModel, Job, Run, check_share
 from nasbench_grow.growing.growing import CostOf, Growing, Masks, check_choices
-from nasbench_grow.structure.identity import start_as_identity
 from nasbench_grow.structure.selection import select
 from nasbench_grow.structure.space import Space, Structures
 
@@ -43,8 +42,11 @@ class SamplingSettings:
     """Share of the run after which its structure is no longer sampled, but stays."""
     periods: int = 20
     """How often it is sampled until then, at most once a step."""
+    turnover: float = 0.25
+    """Share of the groups and layers whose chance is drawn anew for the next period; the others keep theirs, so that
+    the network in training changes bit by bit."""
     samples: int = 16
-    """Networks that are compared once a period, the one that trains included: an even number."""
+    """Networks that are sampled and compared once a period: an even number."""
     travel: float = 8.0
     """How far a logit moves in a run if its structure alone decided the loss."""
     layer_start: float = -1.0
@@ -56,8 +58,6 @@ class SamplingSettings:
     newborn: Newborn = "initial"
     """Whether a newborn structure acts at once, by its initial weights, or is joined by zeros, so that growing leaves
     the network's function as it was."""
-    identity: bool = True
-    """Whether removable layers start as the identity, so that sampled networks can share the weights of the others."""
     cost: Cost = "macs"
     """What the budget is a share of: the dense network's MACs, or the time of its training step on this device."""
     granularity: int | None = None
@@ -66,7 +66,7 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         """Refuses a setting outside its range with a UserError."""
         check_choices(self, structures=Structures, newborn=Newborn, cost=Cost)
-        check_share(self, "growth", "commit")
+        check_share(self, "growth", "commit", "turnover")
         if self.growth > self.commit:
             raise UserError(
                 f"growth {self.growth:g} ends after commit {self.commit:g}, when the structure stays; "
@@ -91,8 +91,6 @@ def begin(job: Job, settings: SamplingSettings, *, placebo: bool = False) -> tup
         if job.price is None:
             raise UserError("cost=time needs step times, which this run cannot measure; use cost=macs")
         cost_of = job.price(model.space, model.dense)
-    if settings.identity:
-        start_as_identity(model.space, model.dense)
     granularity = settings.granularity or job.granularity
     masks = SampledMasks(model.space, settings, job.budget, granularity, job.seed, cost_of, placebo=placebo)
     return model, Growing(model, masks, job.total_steps, round(settings.periods / settings.commit), settings.newborn)
@@ -141,6 +139,7 @@ class SampledMasks(Masks):
                 [_derangement(groups, self.generator), groups + _derangement(layers, self.generator)]
             )
         self.ranks = self._rank_filters()
+        self.noise = self._draw()
         self.scores = torch.zeros(0, groups + layers)
         self.asked: list[Tensor] = []
         self.committed = False
@@ -164,7 +163,7 @@ class SampledMasks(Masks):
         return self.seed_cost + (self.budget - self.seed_cost) * min(1.0, progress / self.settings.growth)
 
     def resample(self, progress: float) -> Tensor:
-        """Samples the structures that train next, and those that they are compared with."""
+        """Samples the structures that train next, and those that are compared."""
         if self.committed:
             return self.present
         target = self.target(progress)
@@ -172,15 +171,19 @@ class SampledMasks(Masks):
             self.committed = True
             self.present = self._structures(torch.zeros(len(self.logits)), target)
             return self.present
-        drawn = []
-        for _ in range(self.settings.samples // 2):
-            noise = torch.logit(torch.rand(len(self.logits), generator=self.generator), eps=1e-6)
-            drawn += [noise, -noise]
-        structures = [self._structures(noise / self.temperatures, target) for noise in drawn]
-        self.scores = torch.stack([self._score(noise, there) for noise, there in zip(drawn, structures, strict=True)])
-        self.present, self.asked = structures[0], structures[1:]
+        anew = torch.rand(len(self.logits), generator=self.generator) < self.settings.turnover
+        self.noise = torch.where(anew, self._draw(), self.noise)
+        self.present = self._structures(self.noise / self.temperatures, target)
         self.ages += self._there(self.present)
+        half = [self._draw() for _ in range(self.settings.samples // 2)]
+        drawn = [sign * noise for noise in half for sign in (1, -1)]  # mirrored: what is even in the noise cancels out
+        self.asked = [self._structures(noise / self.temperatures, target) for noise in drawn]
+        self.scores = torch.stack([self._score(noise, there) for noise, there in zip(drawn, self.asked, strict=True)])
         return self.present
+
+    def _draw(self) -> Tensor:
+        """Logistic noise: s + noise / beta > 0 with the probability sigmoid(beta s). Shape (groups + layers,)."""
+        return torch.logit(torch.rand(len(self.logits), generator=self.generator), eps=1e-6)
 
     def learn(self, losses: Tensor) -> None:
         """Moves the logits along the score functions of the networks with low losses (shape (samples,))."""
@@ -229,7 +232,7 @@ class SampledMasks(Masks):
         return torch.cat([widths, layers])
 
     def rivals(self) -> list[Tensor]:
-        """The structures to compare with those present."""
+        """The structures to compare."""
         asked, self.asked = self.asked, []
         return asked
 
@@ -239,13 +242,15 @@ class SampledMasks(Masks):
             **super().state_dict(),
             "logits": self.logits.clone(),
             "ages": self.ages.clone(),
+            "noise": self.noise.clone(),
             "committed": self.committed,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what :meth:`state_dict` gave."""
         super().load_state_dict(state)
-        self.logits, self.ages, self.committed = state["logits"].clone(), state["ages"].clone(), state["committed"]
+        self.logits, self.ages, self.noise = (state[name].clone() for name in ("logits", "ages", "noise"))
+        self.committed = state["committed"]
 
 
 def _derangement(count: int, generator: torch.Generator) -> Tensor:
