@@ -35,6 +35,10 @@ CostOf = Callable[[Tensor], float]
 """The cost of structures, shape (structures,): their forward MACs, or the seconds of a training step."""
 
 
+LARGEST_STEP = 0.25
+"""Share of the dense cost by which a network grows at most at once, however short the run."""
+
+
 def check_choices(settings: Any, **kinds: Any) -> None:
     """Raise UserError unless each named setting is one of the words of its Literal type; for ``__post_init__``."""
     for name, kind in kinds.items():
@@ -61,6 +65,8 @@ class Masks(ABC):
     ) -> None:
         self.space, self.structures, self.budget = space, structures, budget
         self.cost_of = cost_of or space.macs
+        self.own_cost = cost_of
+        """As it was given; selecting by MACs is much faster where it is known that they are meant."""
         self.generator = torch.Generator().manual_seed(seed)
         self.ungrown = torch.zeros(len(space), dtype=torch.bool)
         """The structures that are not grown, but there from the start."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.contract import ElasticModel, Job, Run, check_share
-from nasbench_grow.growing.growing import CostOf, Growing, Masks, check_choices
+from nasbench_grow.growing.growing import LARGEST_STEP, CostOf, Growing, Masks, check_choices
 from nasbench_grow.structure.selection import select
 from nasbench_grow.structure.space import Space, Structures
 
@@ -145,8 +145,8 @@ class SampledMasks(Masks):
         self.committed = False
 
     def _rank_filters(self) -> Tensor:
-        """The logit of each filter's rank in its group, shape (filters,): those that are present at a price are always
-        the first ones, so that they live long; the order is random but for the seed's filter."""
+        """The logit of each filter's rank in its group, shape (filters,): whatever the width, the first filters are
+        present, so that these live long."""
         ranks = torch.zeros(self.space.filters)
         for group in self.space.groups:
             quantiles = (torch.arange(group.size).flip(0) + 0.5) / group.size
@@ -166,8 +166,8 @@ class SampledMasks(Masks):
         """Samples the structures that train next, and those that are compared."""
         if self.committed:
             return self.present
-        target = self.target(progress)
-        if progress >= self.settings.commit:
+        target = min(self.target(progress), self.cost + LARGEST_STEP)
+        if progress >= self.settings.commit and target == self.target(progress):
             self.committed = True
             self.present = self._structures(torch.zeros(len(self.logits)), target)
             return self.present
@@ -202,7 +202,7 @@ class SampledMasks(Masks):
         keys[self.ungrown] = torch.inf
         if self.settings.structures != "filters":
             keys[space.filters :] = self._layer_keys(logits[groups:], limit)
-        return select(space, keys, limit, self.granularity, self.cost_of)
+        return select(space, keys, limit, self.granularity, self.own_cost)
 
     def _layer_keys(self, logits: Tensor, limit: float) -> Tensor:
         """Infinite for the layers whose logit, noise included, is positive, and the next ones where the widest filters

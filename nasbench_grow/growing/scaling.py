@@ -20,15 +20,12 @@ from torch import Tensor
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.contract import ElasticModel, Job, Run, check_share
-from nasbench_grow.growing.growing import CostOf, Growing, Masks, check_choices
+from nasbench_grow.growing.growing import LARGEST_STEP, CostOf, Growing, Masks, check_choices
 from nasbench_grow.structure.selection import select
 from nasbench_grow.structure.space import Space, Structures
 
 Newborn = Literal["initial", "zero"]
 Cost = Literal["macs", "time"]
-
-LARGEST_STEP = 0.25
-"""Share of the dense cost by which the network grows at most at once, however short the run."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +168,7 @@ class ScaledMasks(Masks):
         layers = slice(self.space.filters, len(self.space))
         self.keys[layers] += self.settings.layer_logit
         self.keys[self.ungrown] = torch.inf
-        planned = select(self.space, self.keys, self.budget * self.dense_cost, self.granularity, self.cost_of)
+        planned = select(self.space, self.keys, self.budget * self.dense_cost, self.granularity, self.own_cost)
         self.keys[layers] = torch.where(planned[layers], torch.inf, -torch.inf)
 
     def target(self, progress: float) -> float:
@@ -185,7 +182,7 @@ class ScaledMasks(Masks):
         target = self.target(progress)
         reachable = min(max(target, self.cost - LARGEST_STEP), self.cost + LARGEST_STEP)
         limit = reachable * self.dense_cost
-        self.present = select(self.space, self.keys, limit, self.granularity, self.cost_of)
+        self.present = select(self.space, self.keys, limit, self.granularity, self.own_cost)
         self.grown = progress >= (self.settings.freeze or self.settings.growth) and reachable == target
         return self.present
 
