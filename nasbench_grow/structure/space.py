@@ -168,14 +168,14 @@ class Space:
             return present
         result = present.clone()
         for index, given, got in self._bypasses:
-            if not present[index]:
+            if not self.layer_present(present, index):
                 result[self.groups[got].structures] = result[self.groups[given].structures]
         return result
 
     @cached_property
     def _bypasses(self) -> list[tuple[int, int, int]]:
-        """Number of each plain layer and its two groups, in forward order."""
-        return [(self.filters + index, *layer.bypass) for index, layer in enumerate(self.layers) if layer.bypass]
+        """Index of each plain layer and its two groups, in forward order."""
+        return [(index, *layer.bypass) for index, layer in enumerate(self.layers) if layer.bypass]
 
     def effective(self, present: Tensor) -> Tensor:
         """``present`` without the filters whose layer is absent: what physically exists."""
@@ -252,7 +252,7 @@ class Space:
         """``counts`` with those of the channels that absent plain layers pass on in place of their own."""
         counts = list(counts)
         for index, given, got in self._bypasses:
-            if not layers[index - self.filters]:
+            if not layers[index]:
                 counts[got] = counts[given]
         return counts
 
