@@ -1,0 +1,226 @@
+"""Growing that samples: it meets the budget, learns from what the samples' losses tell, and a placebo does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from tiny_networks import EXAMPLE, Plain, Residual, seeded, small_job
+from torch import Tensor, nn
+
+from nasbench_grow.backbones import create
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract import ElasticModel
+from nasbench_grow.growing.growing import LARGEST_STEP, Growing
+from nasbench_grow.growing.sampling import SampledMasks, SamplingSettings
+from nasbench_grow.structure.discovery import discover
+from nasbench_grow.structure.gating import GatedNetwork
+from nasbench_grow.structure.space import Space
+
+DEFAULT = SamplingSettings()
+
+
+@cache
+def space_of(make: Callable[[], nn.Module]) -> Space:
+    return discover(seeded(make), EXAMPLE)
+
+
+@cache
+def resnet20_space() -> Space:
+    return discover(create("cifar_resnet20", 10, 3), torch.zeros(1, 3, 16, 16))
+
+
+def follow(
+    masks: SampledMasks, loss: Callable[[Tensor], float] = lambda present: 0.0, steps: int = 40
+) -> list[tuple[float, Tensor]]:
+    """A run whose networks have the losses that ``loss`` gives: the share done and the structures of each period."""
+    periods = []
+    for step in range(1, steps):
+        present = masks.resample(step / steps)
+        periods.append((step / steps, present.clone()))
+        if rivals := masks.rivals():
+            masks.learn(torch.tensor([loss(rival) for rival in rivals]))
+    return periods
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("budget", [0.25, 0.5, 0.75])
+def test_the_returned_network_meets_its_budget_and_the_cost_follows_the_schedule(budget: float, seed: int) -> None:
+    space = resnet20_space()
+    masks = SampledMasks(space, DEFAULT, budget, granularity=1, seed=seed)
+    before = masks.cost
+    for progress, present in follow(masks):
+        cost = space.macs(present) / space.macs(space.full())
+        assert abs(cost - before) <= LARGEST_STEP
+        assert cost <= masks.target(progress) + 1e-9
+        before = cost
+    assert abs(masks.cost - budget) <= 0.02
+    assert torch.equal(masks.harden(), masks.present)
+
+
+def test_the_structure_stays_once_the_run_has_committed() -> None:
+    masks = SampledMasks(resnet20_space(), DEFAULT, 0.5, granularity=8)
+    late = [present for progress, present in follow(masks) if progress >= DEFAULT.commit]
+    assert late and all(torch.equal(present, late[0]) for present in late)
+    early = [present for progress, present in follow(masks) if progress < DEFAULT.commit]
+    assert not masks.rivals() and all(torch.equal(present, late[0]) for present in early), "no way back"
+
+
+def test_a_run_of_a_few_steps_never_grows_by_more_than_a_quarter_at_once() -> None:
+    masks = SampledMasks(space_of(Plain), DEFAULT, 0.9, granularity=1)
+    costs = [masks.cost]
+    for step in range(1, 8):
+        masks.resample(min(1.0, step / 4))
+        masks.rivals()
+        costs.append(masks.cost)
+    assert max(after - before for before, after in pairwise(costs)) <= LARGEST_STEP
+    assert abs(costs[-1] - 0.9) <= 0.02
+
+
+def test_the_samples_of_a_period_cost_the_same() -> None:
+    space = resnet20_space()
+    masks = SampledMasks(space, DEFAULT, 0.5, granularity=1)
+    present = masks.resample(0.2)
+    costs = [space.macs(rival) / space.macs(space.full()) for rival in (present, *masks.rivals())]
+    assert len(costs) == 1 + DEFAULT.samples and max(costs) - min(costs) < 0.01
+
+
+def width(space: Space, present: Tensor, group: int) -> float:
+    """The share of a group's filters that is present."""
+    return float(present[space.groups[group].structures].float().mean())
+
+
+@pytest.mark.parametrize("group", [0, 2])
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_a_group_whose_width_lowers_the_loss_becomes_wide(group: int, scale: float) -> None:
+    space = space_of(Plain)
+    masks = SampledMasks(space, DEFAULT, 0.5, granularity=1)
+    follow(masks, lambda present: 5.0 - scale * width(space, present, group))
+    widths = [width(space, masks.present, index) for index in range(len(space.groups))]
+    assert masks.logits.argmax() == group and max(widths) == widths[group]
+
+
+@pytest.mark.parametrize("worth", [1.0, -1.0])
+def test_a_layer_stays_if_it_lowers_the_loss_and_goes_if_it_raises_it(worth: float) -> None:
+    space = space_of(Residual)
+    masks = SampledMasks(space, DEFAULT, 0.5, granularity=1, seed=1)
+    follow(masks, lambda present: 2.0 - worth * float(present[space.filters + 1]))
+    assert bool(masks.present[space.filters + 1]) == (worth > 0)
+
+
+def test_a_placebo_gives_the_evidence_on_one_structure_to_another() -> None:
+    space = space_of(Plain)
+    masks = SampledMasks(space, DEFAULT, 0.5, granularity=1, placebo=True)
+    follow(masks, lambda present: -width(space, present, 0))
+    learnt = SampledMasks(space, DEFAULT, 0.5, granularity=1)
+    follow(learnt, lambda present: -width(space, present, 0))
+    assert learnt.logits.argmax() == 0
+    assert masks.logits[: len(space.groups)].argmax() != 0, "the group that pays gains nothing of it"
+    assert torch.equal(masks.places.sort().values, torch.arange(len(masks.logits))), "nothing is lost"
+    assert abs(masks.cost - 0.5) <= 0.02
+
+
+def test_losses_that_do_not_differ_teach_nothing() -> None:
+    masks = SampledMasks(space_of(Residual), DEFAULT, 0.5, granularity=1)
+    start = masks.logits.clone()
+    follow(masks, lambda present: 1.0)
+    assert torch.allclose(masks.logits, start, atol=1e-4)
+
+
+def test_a_temperature_rises_with_the_periods_in_which_its_structure_was_present() -> None:
+    space = space_of(Residual)
+    masks = SampledMasks(space, replace(DEFAULT, layer_start=-2.0), 0.5, granularity=1)
+    periods = [present for progress, present in follow(masks) if progress < DEFAULT.commit]
+    seen = torch.stack(periods)[:, space.filters :].sum(0)
+    expected = DEFAULT.beta_growth ** (seen / DEFAULT.periods)
+    assert torch.allclose(masks.temperatures[len(space.groups) :], expected.float())
+
+
+def test_masks_that_are_taken_up_again_go_on_as_they_would_have() -> None:
+    masks, again = (SampledMasks(space_of(Residual), DEFAULT, 0.5, granularity=1, seed=seed) for seed in (4, 9))
+
+    def go_on(masks: SampledMasks, progress: float) -> list[Tensor]:
+        present = masks.resample(progress)
+        rivals = masks.rivals()
+        masks.learn(torch.stack([rival.float().sum() for rival in rivals]))
+        return [present, *rivals]
+
+    for progress in (0.1, 0.15):
+        go_on(masks, progress)
+    again.load_state_dict(masks.state_dict())
+    for progress in (0.2, 0.25):
+        pairs = zip(go_on(masks, progress), go_on(again, progress), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
+    assert torch.equal(masks.logits, again.logits)
+
+
+class Watched(Growing):
+    """Growing that adds up the forward MACs of what trains and of what is compared."""
+
+    trained = compared = 0
+
+    def before_step(self, model: ElasticModel, step: int, steps: int) -> None:
+        super().before_step(model, step, steps)
+        self.trained += model.macs
+        self.compared += sum(map(model.space.macs, self._rivals))
+
+
+def test_what_is_compared_is_billed_as_forward_passes() -> None:
+    job = small_job(Residual, epochs=4, steps=5)
+    model = job.model()
+    masks = SampledMasks(model.space, DEFAULT, job.budget, granularity=1)
+    growing = Watched(model, masks, job.total_steps, periods=job.total_steps)
+    for _ in job.fit(model, growing):
+        pass
+    assert growing.compared > 0
+    forward_and_backward = 3 * growing.trained + growing.compared
+    assert job.meter.total == pytest.approx(job.recipe.batch_size * forward_and_backward, rel=1e-4)
+
+
+def test_a_group_that_a_normalised_convolution_takes_in_has_gates_whose_gradients_add_up_to_zero() -> None:
+    network = seeded(Plain)
+    space = space_of(Plain)
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(64, 1, 8, 8, generator=generator), torch.randint(10, (64,), generator=generator)
+    gates = torch.full((len(space),), 0.7, requires_grad=True)
+    loss = nn.functional.cross_entropy(GatedNetwork(space, space.full(), network.train())(inputs, gates), targets)
+    (slopes,) = torch.autograd.grad(loss, gates)
+    for group in space.groups[:2]:  # the last one goes into the classifier, which nothing normalises
+        assert slopes[group.structures].sum().abs() < 1e-3 * slopes[group.structures].abs().sum()
+    last = slopes[space.groups[2].structures]
+    assert last.sum().abs() > 0.01 * last.abs().sum()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"samples": 3}, "samples 3 is out of range: give an even number, 2 or more"),
+        ({"samples": 0}, "samples 0 is out of range: give an even number, 2 or more"),
+        ({"periods": 0}, "periods 0 is out of range: give 1 or more"),
+        ({"travel": 0.0}, "travel 0 is out of range: give a number above 0"),
+        ({"beta_start": -1.0}, "beta_start -1 is out of range: give a number above 0"),
+        ({"growth": 0.0}, "growth 0 is out of range: it is a share, 0 < growth <= 1"),
+        ({"turnover": 1.5}, "turnover 1.5 is out of range: it is a share, 0 < turnover <= 1"),
+        ({"growth": 0.4}, "growth 0.4 ends after commit 0.3, when the structure stays; give a commit of 0.4 or more"),
+        ({"granularity": 0}, "granularity 0 is out of range: give 1 or more, or none"),
+        ({"structures": "all"}, "structures 'all'"),
+    ],
+)
+def test_a_setting_outside_its_range_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        SamplingSettings(**changes)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("structures", ["filters", "layers"])
+def test_what_is_not_grown_is_there_from_the_start(structures: Any) -> None:
+    space = space_of(Residual)
+    masks = SampledMasks(space, replace(DEFAULT, structures=structures), 0.75, granularity=1)
+    fixed = slice(space.filters, None) if structures == "filters" else slice(0, space.filters)
+    assert all(present[fixed].all() for _, present in follow(masks))
+    assert masks.cost <= 0.75 + 1e-9
