@@ -25,7 +25,7 @@ from nasbench_grow.baselines.dense import Dense
 from nasbench_grow.baselines.grow import Grow
 from nasbench_grow.baselines.grow_paper import GrowPaper
 from nasbench_grow.baselines.l1 import L1, L1Settings, same_share
-from nasbench_grow.baselines.random import Random
+from nasbench_grow.baselines.random import Random, RandomSettings
 from nasbench_grow.baselines.uniform import Uniform
 from nasbench_grow.contract import Batch, ElasticModel, Job, Method, Recipe
 from nasbench_grow.cost.macs import count_macs
@@ -193,26 +193,31 @@ def test_random_draws_its_structure_from_the_seed_alone():
 
 
 @pytest.mark.parametrize("budget", [0.25, 0.5, 0.75])
-def test_random_has_the_layers_that_grow_has(budget):
+def test_random_meets_its_budget_and_draws_depth_and_the_width_of_every_group(budget):
     def make() -> nn.Module:
-        return Residual(16)
+        return Residual(32)
 
-    depths = set()
-    for seed in range(8):
-        grown, _ = run(Grow(), job(make, budget=budget, seed=seed))
-        drawn = Random().choose(job(make, budget=budget, seed=seed))
-        assert removed(drawn) == removed(grown), f"seed {seed}"
-        depths.add(tuple(removed(drawn)))
-    assert len(depths) > 1 or not any(depths.pop()), "the seed chooses which layers leave, if any does"
+    model = make()
+    dense, drawn = count_macs(model, EXAMPLE), []
+    for number in range(6):
+        network = Random(RandomSettings(draw=number)).choose(job(make, budget=budget, seed=number % 2))
+        assert budget - 0.02 <= count_macs(network, EXAMPLE) / dense <= budget
+        drawn.append((widths(network), removed(network)))
+    assert len({str(found) for found in drawn}) == 6
+    assert len({sum(gone) for _, gone in drawn}) > 1, "depth varies"
 
 
-def test_random_has_the_layers_of_grow_under_rounded_widths_too():
-    for seed in range(4):
-        grown, drawn = (
-            run(method, job(lambda: Residual(32), budget=0.3, seed=seed, granularity=8))[0]
-            for method in (Grow(), Random())
-        )
-        assert removed(drawn) == removed(grown), f"seed {seed}"
+def test_the_number_of_a_draw_and_not_the_seed_decides_on_it():
+    def draw(settings: RandomSettings, seed: int) -> dict[str, int]:
+        return widths(Random(settings).choose(job(lambda: Residual(32), seed=seed)))
+
+    assert draw(RandomSettings(draw=3), 0) == draw(RandomSettings(draw=3), 1) == draw(RandomSettings(), 3)
+
+
+def test_a_budget_that_no_random_network_meets_is_an_error_in_one_line():
+    with pytest.raises(UserError, match="no random network of budget 0.01 was found") as error:
+        Random().choose(job(lambda: Residual(2), budget=0.01))
+    assert "\n" not in str(error.value)
 
 
 # --- L1 ---

@@ -1,16 +1,16 @@
 import copy
-import copy
 import dataclasses
 import re
 
 import pytest
 from cells import small_cell
 from torch import nn
-from torch import nn
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.baselines.grow import Grow
 from nasbench_grow.contract.task import Recipe
+from nasbench_grow.growing.relaxation import RelaxationSettings
+from nasbench_grow.growing.sampling import SamplingSettings as Default
 from nasbench_grow.harness import cell as cell_module
 from nasbench_grow.harness import dense, registry
 from nasbench_grow.harness.cell import Cell
@@ -78,17 +78,17 @@ def test_the_definition_of_the_backbone_is_part_of_the_run_key(monkeypatch):
             built(network(nn.ReLU())),
             built(network(nn.GELU())),  # the same tensors
             built(network(nn.Conv2d(1, 1, 3, padding=1))),
-            built(network(nn.Conv2d(1, 1, 3, padding=2, dilation=2))),  # alike in everything: not told apart
+            built(network(nn.Conv2d(1, 1, 3, padding=2, dilation=2))),  # the same tensors and MACs
             built(network(nn.Conv2d(1, 1, 5, padding=2))),
         ]
     finally:
         dense.fingerprint.cache_clear()
         dense.macs.cache_clear()
-    assert len(set(keys)) == 4 and keys[2] == keys[3]
+    assert len(set(keys)) == len(keys)
 
 
 def test_a_new_version_of_a_method_is_part_of_the_run_key_of_its_cells_whatever_their_settings(monkeypatch):
-    cells = [dataclasses.replace(CELL, method=name) for name in ("dense", "grow", "grow[growth=0.3]", "retrain")]
+    cells = [dataclasses.replace(CELL, method=name) for name in ("dense", "grow", "grow[growth=0.25]", "retrain")]
     first = [cell.run_key() for cell in cells]
     monkeypatch.setattr(Grow, "version", Grow.version + 1)
     second = [cell.run_key() for cell in cells]
@@ -101,7 +101,7 @@ def test_what_a_setting_resolves_to_is_part_of_the_run_key(monkeypatch):
     cells = [small_cell(method=name, budget=0.5) for name in ("grow", "retrain")]
     first = [cell.run_key() for cell in cells]
     monkeypatch.setattr(Grow, "Settings", dataclasses.make_dataclass(
-        "Changed", [("periods", int, 40)], bases=(Grow.Settings,), frozen=True
+        "Changed", [("periods", int, Grow.Settings.periods + 1)], bases=(Grow.Settings,), frozen=True
     ))  # fmt: skip
     registry.method.cache_clear()
     again = [small_cell(method=name, budget=0.5) for name in ("grow", "retrain")]
@@ -112,10 +112,13 @@ def test_what_a_setting_resolves_to_is_part_of_the_run_key(monkeypatch):
 @pytest.mark.parametrize(
     "spellings",
     [
-        ("grow", "grow[growth=0.05]", "grow[periods=80, growth=.05]"),
-        ("grow[growth=0.3,periods=40]", "grow[ periods = 40, growth=0.30 ]"),
-        ("retrain", "retrain[of=grow]", "retrain[of=grow[growth=0.05]]"),
-        ("retrain[of=grow[growth=0.3]]", "retrain[of=grow[periods=80,growth=.3]]"),
+        ("grow", f"grow[growth={Default.growth}]", f"grow[periods={Default.periods}, growth={Default.growth}0]"),
+        ("grow[growth=0.25,samples=6]", "grow[ samples = 6, growth=0.250 ]"),
+        ("placebo[samples=6]", f"placebo[growth={Default.growth},samples=6]"),
+        *((name, f"{name}[granularity=8]") for name in ("grow", "placebo", "scaled")),  # as the set-up has it
+        ("grow-paper", f"grow-paper[periods={RelaxationSettings.periods}]"),
+        ("retrain", "retrain[of=grow]", f"retrain[of=grow[growth={Default.growth}]]"),
+        ("retrain[of=grow[growth=0.25]]", f"retrain[of=grow[periods={Default.periods},growth=.25]]"),
     ],
     ids=lambda spellings: spellings[0],
 )
@@ -126,7 +129,8 @@ def test_however_it_is_spelt_a_method_is_one_cell(spellings):
 
 
 def test_other_settings_are_other_cells_of_the_same_comparison():
-    names = ["grow", "grow[growth=0.3]", "grow[growth=0.3,periods=40]", "retrain", "retrain[of=grow[growth=0.3]]"]
+    names = ["grow", "grow[growth=0.25]", "grow[growth=0.25,samples=6]", "retrain", "retrain[of=grow[growth=0.25]]"]
+    names += ["placebo", "retrain[of=placebo]", "scaled", "random", "random[draw=0]", "random[draw=1]"]
     cells = [small_cell(method=name, budget=0.5) for name in names]
     assert len({cell.run_key() for cell in cells}) == len({cell.method_key() for cell in cells}) == len(cells)
     assert len({cell.comparison_key() for cell in cells}) == 1

@@ -16,6 +16,7 @@ from cells import finished_record, small_cell, use_methods
 
 from nasbench_grow import cli
 from nasbench_grow.baselines.dense import Dense
+from nasbench_grow.growing.sampling import SamplingSettings
 from nasbench_grow.harness import registry, reproduce
 from nasbench_grow.harness.grids import Grid, Profile
 from nasbench_grow.harness.record import FIELDS
@@ -60,8 +61,11 @@ def test_help_of_run_explains_settings_in_brackets_also_of_a_method_that_names_a
     with pytest.raises(SystemExit):
         cli.main(["run", "--help"])
     text = capsys.readouterr().out
-    assert "'retrain[of=grow[growth=0.3,periods=40]]'" in text and "list methods --json" in text
-    for name in re.findall(r"--method '(.*)'", text):
+    assert "list methods --json" in text
+    shown = re.findall(r"--method '(.*)'", text)
+    assert any(re.fullmatch(r"grow\[.*\]", name) for name in shown)
+    assert any(re.fullmatch(r"retrain\[of=grow\[.*\]\]", name) for name in shown)
+    for name in shown:
         assert str(registry.method(name)) == name, "what the help shows can be given"
 
 
@@ -73,7 +77,12 @@ def test_list_methods_says_of_each_what_it_is_where_it_comes_from_and_what_can_b
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert (rows["grow"]["family"], rows["uniform"]["family"]) == ("growing", "control")
     assert "arXiv 2007.15353" in rows["grow-paper"]["citation"]
-    assert "growth=0.05 (a number)" in rows["grow"]["settings"]
+    assert (rows["placebo"]["family"], rows["scaled"]["family"], rows["random"]["family"]) == 3 * ("control",)
+    assert f"growth={SamplingSettings.growth} (a number)" in rows["grow"]["settings"]
+    assert f"samples={SamplingSettings.samples} (a whole number)" in rows["grow"]["settings"]
+    assert rows["placebo"]["settings"] == rows["grow"]["settings"]
+    assert "growth=0.05 (a number)" in rows["scaled"]["settings"]
+    assert rows["random"]["settings"] == ["draw=none (a whole number or none)"]
     assert "newborn=initial (initial, zero)" in rows["grow"]["settings"]
     assert rows["retrain"]["settings"] == ["of=grow (a method)"]
     assert rows["dense"]["settings"] == []

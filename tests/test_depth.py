@@ -197,7 +197,10 @@ def test_only_filters_grow_where_only_filters_are_asked_for(kind):
 
 @pytest.mark.parametrize(
     "settings",
-    [ScalingSettings(structures="layers"), RelaxationSettings(structures="layers", logit_start=0.5, periods=6)],
+    [
+        ScalingSettings(structures="layers"),
+        RelaxationSettings(structures="layers", logit_start=0.5, periods=6, mask_learning_rate=300.0),
+    ],
     ids=["scaling", "relaxation"],
 )
 def test_only_layers_grow_where_only_layers_are_asked_for(settings):

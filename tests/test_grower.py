@@ -17,13 +17,17 @@ from nasbench_grow.backbones import create
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.contract import Stage
 from nasbench_grow.cost.macs import count_macs
-from nasbench_grow.growing import relaxation, scaling
+from nasbench_grow.growing import sampling, scaling
+from nasbench_grow.growing.beginning import Settings, begin
 from nasbench_grow.growing.relaxation import RelaxationSettings
+from nasbench_grow.growing.sampling import SamplingSettings
 from nasbench_grow.growing.scaling import ScalingSettings
+from nasbench_grow.structure.subnetwork import extract
 
-Settings = RelaxationSettings | ScalingSettings
-RELAXED, SCALED = RelaxationSettings(periods=8), ScalingSettings()
-both = pytest.mark.parametrize("settings", [RELAXED, SCALED], ids=["relaxation", "scaling"])
+RELAXED, SCALED, SAMPLED = RelaxationSettings(periods=8), ScalingSettings(), SamplingSettings(samples=4)
+KINDS = {"relaxation": RELAXED, "scaling": SCALED, "sampling": SAMPLED}
+every = pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
+BY_SCHEDULE = {"scaling": (scaling, SCALED), "sampling": (sampling, SAMPLED)}
 
 
 def resnet20() -> nn.Module:
@@ -42,7 +46,6 @@ class Run:
         self, make: Callable[[], nn.Module] = Residual, settings: Settings = SCALED, steps: int = 16, **changes: Any
     ) -> None:
         self.job = small_job(make, epochs=steps, steps=1, **changes)
-        begin: Any = relaxation.begin if isinstance(settings, RelaxationSettings) else scaling.begin
         self.model, self.growing = begin(self.job, settings)
         self.masks, self.space = self.growing.masks, self.model.space
         self.stages = self.job.fit(self.model, self.growing)
@@ -96,25 +99,32 @@ def there(run: Run, name: str, tensor: Tensor) -> Tensor:
 
 
 RUNS = [(resnet20, 10, 0), (wide, 10, 1), (wide, 40, 2)]
-CASES = [(*run, budget) for run in RUNS for budget in (0.25, 0.5, 0.75)] + [(wide, 160, 3, 0.5)]
+CASES = [("scaling", *run, budget) for run in RUNS for budget in (0.25, 0.5, 0.75)]
+CASES += [("scaling", wide, 160, 3, 0.5), ("sampling", resnet20, 5, 0, 0.5), ("sampling", wide, 40, 2, 0.25)]
+CASES += [("sampling", wide, 10, 1, budget) for budget in (0.25, 0.5, 0.75, 1.0)]
 
 
-@pytest.mark.parametrize("make, epochs, seed, budget", CASES)
-def test_the_returned_network_meets_the_budget_and_is_the_last_sampled_one(make, epochs, seed, budget):
+@pytest.mark.parametrize("kind, make, epochs, seed, budget", CASES)
+def test_the_returned_network_meets_the_budget_and_is_the_last_sampled_one(kind, make, epochs, seed, budget):
     job = small_job(make, epochs=epochs, budget=budget, seed=seed, batch_size=4)
-    returned = ended(scaling.run(job, SCALED)).eval()
+    module, settings = BY_SCHEDULE[kind]
+    returned = ended(module.run(job, settings)).eval()
     assert abs(count_macs(returned, EXAMPLE) / job.dense_macs - budget) <= 0.02
     inputs = torch.randn(4, 1, 8, 8)
     assert torch.equal(job.sampled.eval()(inputs), returned(inputs))
 
 
-@pytest.mark.parametrize("make, budget", [(Residual, 0.25), (Residual, 0.5), (resnet20, 0.75)])
-def test_growth_is_gradual_from_one_filter_a_layer(make, budget):
-    run = Run(make, steps=40, budget=budget, batch_size=2)
+GRADUAL = [(SCALED, Residual, 40, 0.25), (SCALED, Residual, 40, 0.5), (SCALED, resnet20, 40, 0.75)]
+GRADUAL += [(SAMPLED, Residual, 20, 0.25), (SAMPLED, Residual, 20, 0.5), (SAMPLED, Residual, 6, 1.0)]
+
+
+@pytest.mark.parametrize("settings, make, steps, budget", GRADUAL)
+def test_growth_is_gradual_from_one_filter_a_layer(settings, make, steps, budget):
+    run = Run(make, settings, steps=steps, budget=budget, batch_size=2)
     assert set(run.space.widths(run.model.present).values()) == {0, 1}
     assert run.model.macs == run.space.macs(run.space.seed()) == count_macs(run.model.network, EXAMPLE)
     costs = [run.cost]
-    for _ in range(40):
+    for _ in range(steps):
         (stage,) = run.train(1)
         costs.append(run.cost)
     changes = [abs(after - before) for before, after in pairwise(costs)]
@@ -144,7 +154,7 @@ class FixedStream(Residual):
         return self.fc(self.blocks(mixed).mean((2, 3)))
 
 
-@both
+@every
 def test_a_seed_that_has_nothing_to_scale_grows_all_the_same(settings):
     run = Run(FixedStream, settings, budget=0.6)
     assert all(group.layer is not None for group in run.space.groups)
@@ -166,7 +176,7 @@ def test_the_log_tells_scheduled_and_actual_cost():
     assert (end["target"], end["cost"]) == (pytest.approx(0.4), pytest.approx(run.cost))
 
 
-@both
+@every
 def test_the_network_now_is_an_ordinary_module_that_computes_what_is_trained(settings):
     run = Run(settings=settings)
     run.train(9)
@@ -180,7 +190,7 @@ def test_the_network_now_is_an_ordinary_module_that_computes_what_is_trained(set
     assert type(network) is Residual
 
 
-@both
+@every
 def test_a_run_can_be_finished_twice(settings):
     run = Run(settings=settings)
     run.train(6)
@@ -190,17 +200,24 @@ def test_a_run_can_be_finished_twice(settings):
 # --- what it costs and what it touches ---
 
 
-@both
+@every
 def test_the_training_meter_counts_the_networks_that_ran(settings):
     run = Run(settings=settings, batch_size=5)
-    total = 0
+    compared, rivals = [], run.masks.rivals
+    run.masks.rivals = lambda: [compared.append(rival) or rival for rival in rivals()]
+    total = rounded = 0
     for _ in range(16):
+        compared.clear()
         run.train(1)
-        total += 3 * count_macs(run.model.network, EXAMPLE) * 5
-        assert run.job.meter.spent == {**dict.fromkeys(run.job.meter.spent, 0), "training": total}
+        forward = [count_macs(extract(run.space, run.model.dense, rival), EXAMPLE) for rival in compared]
+        total += 5 * (3 * count_macs(run.model.network, EXAMPLE) + sum(forward))
+        rounded += 5 * bool(forward)  # three passes are counted of a whole number of MACs
+        assert run.job.meter.spent["training"] == pytest.approx(total, rel=0, abs=rounded)
+        assert sum(run.job.meter.spent.values()) == run.job.meter.spent["training"]
+    assert (rounded > 0) == (settings is SAMPLED)
 
 
-@both
+@every
 def test_absent_structures_are_not_touched(settings):
     run = Run(settings=settings, batch_size=4)
     absent = 0
@@ -226,7 +243,7 @@ def test_what_was_trained_is_written_back():
             assert torch.equal(run.model.dense.state_dict()[name][mine[name]], tensor.flatten()), name
 
 
-@both
+@every
 def test_only_the_present_structures_have_weights_and_optimizer_state(settings):
     run = Run(settings=settings, batch_size=4)
     for _ in range(16):
@@ -241,7 +258,7 @@ def test_only_the_present_structures_have_weights_and_optimizer_state(settings):
             assert state["momentum_buffer"].shape == parameter.shape
 
 
-@both
+@every
 def test_survivors_keep_their_momentum_and_newborn_filters_start_with_none(settings):
     run = Run(Plain, settings)
     moved = 0
@@ -335,7 +352,11 @@ def test_the_mean_loss_of_the_epoch_is_told():
 
 
 @pytest.mark.parametrize("stop", [4, 7, 9], ids=["at a period's end", "within a period", "within another"])
-@pytest.mark.parametrize("settings", [RELAXED, replace(SCALED, periods=8, growth=1.0)], ids=["relaxation", "scaling"])
+@pytest.mark.parametrize(
+    "settings",
+    [RELAXED, replace(SCALED, periods=8, growth=1.0), replace(SAMPLED, periods=7, growth=0.8, commit=0.9)],
+    ids=KINDS,
+)
 def test_a_run_continues_bit_by_bit_from_what_was_kept(settings, stop):
     straight = Run(settings=settings, seed=5)
     straight.train(16)
@@ -355,7 +376,7 @@ def test_a_run_continues_bit_by_bit_from_what_was_kept(settings, stop):
     assert second.job.meter.total == straight.job.meter.total
 
 
-@both
+@every
 def test_the_same_seed_gives_the_same_network_and_another_seed_another(settings):
     def present(seed: int) -> Tensor:
         run = Run(settings=settings, seed=seed, batch_size=4)
@@ -421,7 +442,7 @@ def test_a_budget_outside_its_range_is_refused(budget):
     refused(r"outside \(0, 1\]", budget=budget)
 
 
-@both
+@every
 def test_a_budget_below_the_seed_is_refused(settings):
     refused("below the seed network's own cost", budget=1e-5, settings=settings)
 

@@ -1,4 +1,7 @@
-"""The masks: the paper's equations worked by hand, what growing by schedule promises for any run, and the settings."""
+"""The masks: the paper's equations worked by hand, what growing by schedule promises for any run, and the settings.
+
+What the masks promise that learn from sampled networks is in test_sampling.py.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,17 @@ from torch import Tensor
 
 from nasbench_grow.backbones import create
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.growing.growing import Masks
+from nasbench_grow.growing.growing import LARGEST_STEP, Masks
 from nasbench_grow.growing.relaxation import RelaxationSettings, RelaxedMasks
-from nasbench_grow.growing.scaling import LARGEST_STEP, ScaledMasks, ScalingSettings, planned_layers
+from nasbench_grow.growing.sampling import SampledMasks, SamplingSettings
+from nasbench_grow.growing.scaling import ScaledMasks, ScalingSettings
 from nasbench_grow.harness import registry
 from nasbench_grow.structure.discovery import discover
 from nasbench_grow.structure.space import Space
 
 RELAXED = RelaxationSettings()
 SLOW = ScalingSettings(growth=0.5)
+SAMPLED = SamplingSettings(growth=0.6, commit=0.9, samples=4)
 
 
 @cache
@@ -40,9 +45,9 @@ def resnet20_space() -> Space:
 
 
 def relaxed(
-    settings: RelaxationSettings = RELAXED, budget: float = 0.5, periods: int = 20, seed: int = 0, net: type = Plain
+    settings: RelaxationSettings = RELAXED, budget: float = 0.5, steps: int = 20, seed: int = 0, net: type = Plain
 ) -> RelaxedMasks:
-    return RelaxedMasks(space_of(net), settings, budget, periods, seed)
+    return RelaxedMasks(space_of(net), settings, budget, steps, seed)
 
 
 def scaled(settings: ScalingSettings = SLOW, net: type = Plain, **changes: Any) -> ScaledMasks:
@@ -50,14 +55,22 @@ def scaled(settings: ScalingSettings = SLOW, net: type = Plain, **changes: Any) 
     return ScaledMasks(space_of(net), settings, **arguments)
 
 
-KINDS = {"relaxation": relaxed, "scaling": scaled}
+def sampled(net: type = Plain, **changes: Any) -> SampledMasks:
+    arguments = {"settings": SAMPLED, "budget": 0.5, "granularity": 1, "seed": 0, **changes}
+    return SampledMasks(space_of(net), **arguments)
+
+
+KINDS = {"relaxation": relaxed, "scaling": scaled, "sampling": sampled}
 
 
 def learn(masks: Masks, slopes: Tensor) -> None:
-    """One mini-batch whose loss has these gradients with respect to the gates."""
+    """One mini-batch whose loss has these gradients with respect to the gates, or to the presence of structures."""
     gates = masks.gates()
     if gates is not None:
         (gates @ slopes + masks.penalty()).backward()
+    rivals = masks.rivals()
+    if rivals:
+        masks.learn(torch.stack([present.float() @ slopes for present in rivals]))
     masks.step()
 
 
@@ -111,7 +124,7 @@ def test_gates_are_the_sigmoid_of_temperature_times_logit():
 
 
 def test_temperatures_rise_with_the_periods_that_a_structure_was_present():
-    masks = relaxed(periods=8, net=Residual)
+    masks = relaxed(steps=8, net=Residual)
     tally = masks.space.effective(masks.present).double()
     for period in range(1, 8):
         assert masks.temperatures.tolist() == pytest.approx(
@@ -150,37 +163,51 @@ def test_the_price_is_proportional_to_the_missing_sparsity(budget):
     assert masks.price == pytest.approx(0.7 * (1 - budget)), "the dense network has sparsity 0"
 
 
-def test_the_penalty_is_the_price_times_the_sum_of_the_gates():
+def test_the_penalty_is_the_price_times_the_mean_of_the_gates():
     masks = relaxed()
-    assert masks.penalty().item() == pytest.approx(masks.price * masks.gates().sum().item())
+    assert masks.penalty().item() == pytest.approx(masks.price * masks.gates().mean().item())
 
 
 def test_a_cost_aware_penalty_charges_each_structure_its_share_of_the_macs():
     masks = relaxed(replace(RELAXED, cost_aware=True), net=Residual)
     marginal = masks.space.marginal_macs(masks.space.full())
     charges = marginal / marginal.mean()
-    by_hand = masks.price * (charges * masks.gates().double()).sum()
+    by_hand = masks.price * (charges * masks.gates().double()).mean()
     assert masks.penalty().item() == pytest.approx(by_hand.item(), rel=1e-5)
 
 
 def test_one_gradient_step_by_hand():
-    masks = relaxed(replace(RELAXED, mask_learning_rate=0.2, mask_momentum=0.9))
+    masks = relaxed(replace(RELAXED, mask_learning_rate=0.2, mask_momentum=0.9), steps=20)
     slopes = slopes_of(masks, 1)
+    count = len(masks.space)
+    rate = 0.2 * count / 20  # of the mean over the structures, and of a whole run
     before, beta, price = masks.logits.detach().double(), masks.temperatures.double(), masks.price
     gate = torch.sigmoid(beta * before)
-    gradient = beta * gate * (1 - gate) * (slopes.double() + price)
+    gradient = beta * gate * (1 - gate) * (slopes.double() + price / count)
     learn(masks, slopes)
-    assert torch.allclose(masks.logits.detach().double(), before - 0.2 * gradient, atol=1e-6)
+    assert torch.allclose(masks.logits.detach().double(), before - rate * gradient, atol=1e-6)
 
     first = masks.logits.detach().double()
     gate = torch.sigmoid(beta * first)
-    velocity = 0.9 * gradient + beta * gate * (1 - gate) * (slopes.double() + price)
+    velocity = 0.9 * gradient + beta * gate * (1 - gate) * (slopes.double() + price / count)
     learn(masks, slopes)
-    assert torch.allclose(masks.logits.detach().double(), first - 0.2 * velocity, atol=1e-6)
+    assert torch.allclose(masks.logits.detach().double(), first - rate * velocity, atol=1e-6)
+
+
+def test_logits_move_as_far_in_a_run_whatever_its_length_and_the_size_of_the_network():
+    moved = []
+    for steps, net in ((10, Plain), (40, Plain), (10, Residual)):
+        settings = replace(RELAXED, mask_learning_rate=0.01, mask_momentum=0.0, price_base=0.0)
+        masks = relaxed(settings, steps=steps, net=net)
+        before = masks.logits.detach().clone()
+        for _ in range(steps):
+            learn(masks, torch.full((len(masks.space),), 1 / len(masks.space)))
+        moved.append(float((before - masks.logits.detach()).mean()))
+    assert moved == pytest.approx([moved[0]] * 3, rel=0.05) and moved[0] > 0
 
 
 def test_structures_are_sampled_with_the_probability_of_their_gate():
-    masks = relaxed(replace(RELAXED, beta_growth=1.0), periods=2000)  # a constant temperature of 1
+    masks = relaxed(replace(RELAXED, beta_growth=1.0), steps=2000)  # a constant temperature of 1
     group = masks.space.groups[1]
     wanted = torch.linspace(0.05, 0.95, group.size)
     with torch.no_grad():
@@ -193,15 +220,19 @@ def test_structures_are_sampled_with_the_probability_of_their_gate():
     assert deviation.abs().max() < 4.5
 
 
-def test_hardening_keeps_the_positive_logits_and_one_filter_in_every_group():
+def test_hardening_keeps_the_positive_logits_that_were_ever_present_and_one_filter_in_every_group():
     masks = relaxed(net=Residual)
+    masks.ages.fill_(1)
     with torch.no_grad():
         masks.logits.copy_(slopes_of(masks, 3))
         masks.logits[0] = 0.0  # not above zero
         empty = masks.space.groups[1]
         masks.logits[empty.structures] = -torch.arange(1.0, empty.size + 1).flip(0)
+        masks.logits[masks.space.groups[2].structures] = 1.0
+    masks.ages[masks.space.groups[2].start + 3] = 0  # it never trained
     hard = masks.harden()
     expected = masks.logits.detach() > 0
+    expected[masks.space.groups[2].start + 3] = False
     expected[empty.start + empty.size - 1] = True  # the highest logit of a group with none above zero
     assert torch.equal(hard, expected)
 
@@ -335,19 +366,6 @@ def test_the_layers_that_the_budget_buys_are_there_as_soon_as_they_fit(seed):
     assert depths[2] == int(planned.sum())
 
 
-@pytest.mark.parametrize("budget", [0.25, 0.5, 0.75])
-def test_the_planned_layers_are_those_that_a_run_with_the_same_seed_ends_with(budget):
-    space = resnet20_space()
-    ends = []
-    for seed in range(5):
-        masks = ScaledMasks(space, ScalingSettings(), budget, 8, seed)
-        for _ in range(5):  # a step is limited
-            masks.resample(1.0)
-        ends.append(masks.present[space.filters :])
-        assert torch.equal(planned_layers(space, budget, 8, seed), ends[-1])
-    assert any(not torch.equal(end, ends[0]) for end in ends)
-
-
 def test_the_filters_of_the_seed_stay():
     masks = scaled(budget=0.6)
     seed = masks.space.seed()
@@ -370,7 +388,7 @@ def test_a_cost_aware_price_buys_cheap_widths_before_dear_ones(seed):
     assert shares[1][0] > shares[0][0] and shares[1][1] < shares[0][1]
 
 
-# --- both ---
+# --- all ---
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -380,8 +398,8 @@ def test_a_saved_state_continues_identically(kind):
     def period(masks: Masks, number: int) -> Tensor:
         learn(masks, slopes_of(masks, number))
         masks.resample(number / 20)
-        gates = masks.gates()
-        return torch.cat([masks.present.float(), *([] if gates is None else [gates.detach()])])
+        learnt = masks.logits if isinstance(masks, SampledMasks) else masks.gates()
+        return torch.cat([masks.present.float(), *([] if learnt is None else [learnt.detach().clone()])])
 
     for number in range(2, 6):
         period(masks, number)
@@ -416,21 +434,41 @@ def test_the_seed_decides_what_is_sampled(kind):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
+        ("scaled[growth=0]", "growth 0 is out of range"),
+        ("scaled[periods=0]", "periods 0 is out of range"),
+        ("scaled[granularity=0]", "granularity 0 is out of range"),
+        ("scaled[peak=0.9]", "peak 0.9 is out of range"),
+        ("scaled[freeze=0.3]", "freeze 0.3 has no effect: a network without a peak"),
+        ("scaled[peak=2]", "peak 2 needs a freeze above growth 0.05"),
+        ("scaled[peak=2,growth=0.4,freeze=0.4]", "peak 2 needs a freeze above growth 0.4"),
+        ("scaled[peak=2,freeze=1.2]", "peak 2 needs a freeze above growth 0.05 and up to 1"),
+        ("scaled[layer_logit=-4,structures=filters]", "layer_logit -4 has no effect with structures=filters"),
+        ("scaled[layer_logit=-4,structures=layers]", "layer_logit -4 has no effect with structures=layers"),
+        ("scaled[cost_aware=true,structures=layers]", "cost_aware has no effect with structures=layers"),
+        ("scaled[samples=4]", "unknown setting of scaled 'samples'"),
+        ("scaled[newborn=quiet]", "newborn of scaled cannot be quiet"),
+        ("scaled[cost=space]", "cost of scaled cannot be space"),
         ("grow[growth=0]", "growth 0 is out of range"),
+        ("grow[growth=1.5]", "growth 1.5 is out of range"),
+        ("grow[commit=1.5]", "commit 1.5 is out of range"),
+        ("grow[growth=0.6,commit=0.5]", "growth 0.6 ends after commit 0.5"),
+        ("grow[turnover=0]", "turnover 0 is out of range"),
+        ("grow[turnover=1.1]", "turnover 1.1 is out of range"),
         ("grow[periods=0]", "periods 0 is out of range"),
+        ("grow[samples=0]", "samples 0 is out of range: give an even number, 2 or more"),
+        ("grow[samples=3]", "samples 3 is out of range: give an even number, 2 or more"),
+        ("grow[samples=-2]", "samples -2 is out of range: give an even number, 2 or more"),
+        ("grow[travel=0]", "travel 0 is out of range"),
+        ("grow[beta_start=0]", "beta_start 0 is out of range"),
+        ("grow[beta_growth=-1]", "beta_growth -1 is out of range"),
         ("grow[granularity=0]", "granularity 0 is out of range"),
-        ("grow[peak=0.9]", "peak 0.9 is out of range"),
-        ("grow[freeze=0.3]", "freeze 0.3 has no effect: a network without a peak"),
-        ("grow[peak=2]", "peak 2 needs a freeze above growth 0.05"),
-        ("grow[peak=2,growth=0.4,freeze=0.4]", "peak 2 needs a freeze above growth 0.4"),
-        ("grow[peak=2,freeze=1.2]", "peak 2 needs a freeze above growth 0.05 and up to 1"),
-        ("grow[layer_logit=-4,structures=filters]", "layer_logit -4 has no effect with structures=filters"),
-        ("grow[layer_logit=-4,structures=layers]", "layer_logit -4 has no effect with structures=layers"),
-        ("grow[cost_aware=true,structures=layers]", "cost_aware has no effect with structures=layers"),
+        ("grow[peak=2]", "unknown setting of grow 'peak'"),
+        ("grow[layer_logit=-4]", "unknown setting of grow 'layer_logit'"),
         ("grow[masks=paper]", "unknown setting of grow 'masks'"),
         ("grow[selectivity=1]", "unknown setting of grow 'selectivity'"),
         ("grow[newborn=quiet]", "newborn of grow cannot be quiet"),
         ("grow[cost=space]", "cost of grow cannot be space"),
+        ("placebo[samples=3]", "samples 3 is out of range: give an even number, 2 or more"),
         ("grow-paper[selectivity=1]", "unknown setting of grow-paper 'selectivity'"),
         ("grow-paper[cost=time]", "unknown setting of grow-paper 'cost'"),
         ("grow-paper[periods=0]", "periods 0 is out of range"),
@@ -455,6 +493,9 @@ def test_a_setting_that_makes_no_sense_where_it_stands_is_refused_in_a_line(meth
         (ScalingSettings, "structures", "both, filters, layers"),
         (ScalingSettings, "newborn", "initial, zero"),
         (ScalingSettings, "cost", "macs, time"),
+        (SamplingSettings, "structures", "both, filters, layers"),
+        (SamplingSettings, "newborn", "initial, zero"),
+        (SamplingSettings, "cost", "macs, time"),
         (RelaxationSettings, "structures", "both, filters, layers"),
     ],
 )
@@ -464,6 +505,9 @@ def test_an_unknown_word_is_refused_where_settings_are_made_in_python(kind, sett
 
 
 def test_a_setting_at_its_default_is_no_other_method():
-    assert str(registry.method("grow[layer_logit=-1.5,structures=filters]")) == "grow[structures=filters]"
-    assert str(registry.method("grow[peak=1]")) == "grow"
+    assert str(registry.method("scaled[layer_logit=-1.5,structures=filters]")) == "scaled[structures=filters]"
+    assert str(registry.method("scaled[peak=1]")) == "scaled"
+    travel = SamplingSettings.travel
+    assert str(registry.method(f"grow[travel={travel},structures=layers]")) == "grow[structures=layers]"
+    assert str(registry.method(f"placebo[growth={SamplingSettings.growth}]")) == "placebo"
     assert str(registry.method("grow-paper[beta_growth=100]")) == "grow-paper"

@@ -96,7 +96,7 @@ def test_growing_sweep_searches_settings_of_grow_and_its_trial_runs_the_cell_tha
 def test_a_growing_trial_whose_cell_fails_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(nni, "get_next_parameter", lambda: {"growth": 0.5})
+    monkeypatch.setattr(nni, "get_next_parameter", lambda: {"growth": 0.25})
     monkeypatch.setattr(sys, "argv", ["growing_trial.py", "--backbone", "no_such", "--results", str(tmp_path)])
     assert runpy.run_path(str(SWEEPS / "growing_trial.py"))["main"]() == 1
     assert "unknown backbone 'no_such'" in capsys.readouterr().err

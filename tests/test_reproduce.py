@@ -274,10 +274,10 @@ def test_a_lost_source_is_run_once_for_all_that_need_it(tmp_path, ran):
     store = Store(tmp_path)
     keep(store, GROW, architecture=False)
     cells = [RETRAIN, small_cell(method="retrain[of=retrain]", budget=0.5), SHORT]
-    with_other = [small_cell(method="retrain[of=grow[growth=0.3]]", budget=0.5), *cells]
+    with_other = [small_cell(method="retrain[of=grow[growth=0.25]]", budget=0.5), *cells]
     reproduce.reproduce(with_other, store)
     assert Counter(cell.method for cell in ran) == Counter(
-        [str(cell.method) for cell in with_other] + ["grow[growth=0.3]", "grow"]
+        [str(cell.method) for cell in with_other] + ["grow[growth=0.25]", "grow"]
     )
 
 

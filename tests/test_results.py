@@ -57,8 +57,8 @@ def test_the_page_on_results_lists_every_column() -> None:
 def test_real_old_records_have_the_fields_of_today(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "tests" / "old_records", tmp_path / "records")
     frame = results.load(tmp_path).set_index("method")
-    assert list(frame.index) == ["retrain", "uniform"]
-    retrain, uniform = frame.loc["retrain"], frame.loc["uniform"]
+    assert list(frame.index) == ["retrain[of=scaled]", "uniform"], "what was called grow is the scaled of today"
+    retrain, uniform = frame.loc["retrain[of=scaled]"], frame.loc["uniform"]
     assert (retrain["metric"], retrain["higher_is_better"], retrain["metric_scale"], retrain["metric_unit"]) == (
         "accuracy", True, 100.0, "%",
     )  # fmt: skip

@@ -13,8 +13,11 @@ from nasbench_grow import cli, results
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.baselines.grow import Grow
 from nasbench_grow.baselines.grow_paper import GrowPaper
+from nasbench_grow.baselines.placebo import Placebo
+from nasbench_grow.baselines.scaled import Scaled
 from nasbench_grow.contract import settings as spelling
 from nasbench_grow.growing.relaxation import RelaxationSettings
+from nasbench_grow.growing.sampling import SamplingSettings
 from nasbench_grow.growing.scaling import ScalingSettings
 from nasbench_grow.harness import registry
 from nasbench_grow.harness.profiles import Grid, Profile
@@ -62,7 +65,7 @@ def read(**given: str) -> Settings:
         ("kind", ["two"], "two", "two"),
         ("kind", ["3"], 3, "3"),
         ("word", ["two"], "two", "two"),
-        ("of", ["grow[growth=0.3]", "grow[ growth=.30 ]"], "grow[growth=0.3]", "grow[growth=0.3]"),
+        ("of", ["grow[growth=0.25]", "grow[ growth=.250 ]"], "grow[growth=0.25]", "grow[growth=0.25]"),
     ],
 )
 def test_every_spelling_of_a_value_is_one(setting: str, spellings: list[str], value: Any, canonical: str) -> None:
@@ -75,7 +78,8 @@ def test_every_spelling_of_a_value_is_one(setting: str, spellings: list[str], va
 
 
 def test_settings_at_their_defaults_are_left_out_and_the_others_sorted() -> None:
-    assert spelling.spell("mine", read(share="0.50", maybe="none", of="grow[growth=0.05]")) == "mine"
+    default = f"grow[growth={SamplingSettings.growth}]"
+    assert spelling.spell("mine", read(share="0.50", maybe="none", of=default)) == "mine"
     assert spelling.spell("mine", read(word="two", count="2", share="0.5")) == "mine[count=2,word=two]"
 
 
@@ -100,18 +104,26 @@ def test_a_value_of_the_wrong_type_is_refused_in_one_line(setting: str, text: st
 
 
 def test_a_method_has_the_settings_of_its_name() -> None:
-    grow = registry.method("grow[ periods = 40, growth=0.30 ]")
+    grow = registry.method("grow[ samples = 6, growth=0.250 ]")
     assert isinstance(grow, Grow)
-    assert str(grow) == "grow[growth=0.3,periods=40]"
-    assert grow.settings == ScalingSettings(growth=0.3, periods=40)
+    assert str(grow) == "grow[growth=0.25,samples=6]"
+    assert grow.settings == SamplingSettings(growth=0.25, samples=6)
     assert str(registry.method(str(grow))) == str(grow)
-    assert registry.method("grow").settings == ScalingSettings(), "the method itself stays as it was"
+    assert registry.method("grow").settings == SamplingSettings(), "the method itself stays as it was"
+    placebo = registry.method("placebo[growth=0.25]")
+    assert isinstance(placebo, Placebo) and placebo.settings == SamplingSettings(growth=0.25)
+    assert str(placebo) == "placebo[growth=0.25]"
+    scaled = registry.method("scaled[layer_logit=-4]")
+    assert isinstance(scaled, Scaled) and scaled.settings == ScalingSettings(layer_logit=-4)
     paper = registry.method("grow-paper[periods=20]")
     assert isinstance(paper, GrowPaper) and paper.settings == RelaxationSettings(periods=20)
-    retrain = registry.method("retrain[of=grow[periods=40,growth=.3]]")
-    assert retrain.source == "grow[growth=0.3,periods=40]"
-    assert str(retrain) == "retrain[of=grow[growth=0.3,periods=40]]"
-    assert registry.method("grow[cost=time]").budget_of == "time"
+    retrain = registry.method("retrain[of=grow[samples=6,growth=.25]]")
+    assert retrain.source == "grow[growth=0.25,samples=6]"
+    assert str(retrain) == "retrain[of=grow[growth=0.25,samples=6]]"
+    assert registry.method("retrain[of=placebo]").source == "placebo"
+    for name in ("grow", "placebo", "scaled"):
+        assert registry.method(f"{name}[cost=time]").budget_of == "time"
+        assert registry.method(name).budget_of == "macs"
 
 
 def test_every_registered_method_can_be_had_without_settings_and_says_what_can_be_set() -> None:
@@ -128,26 +140,32 @@ def test_every_registered_method_can_be_had_without_settings_and_says_what_can_b
         ("grow[growth=0]", "growth 0 is out of range: it is a share, 0 < growth <= 1"),
         (
             "grow[growth=fast]",
-            "growth of grow cannot be fast (allowed: a number); write for example 'grow[growth=0.05]'",
+            "growth of grow cannot be fast (allowed: a number); "
+            f"write for example 'grow[growth={SamplingSettings.growth}]'",
         ),
         ("grow[periods=0]", "periods 0 is out of range: give 1 or more"),
         ("grow[granularity=0]", "granularity 0 is out of range: give 1 or more"),
         ("grow[granularity=2.5]", "granularity of grow cannot be 2.5 (allowed: a whole number or none)"),
         ("grow[newborn=quiet]", "newborn of grow cannot be quiet (allowed: initial, zero)"),
+        ("grow[samples=5]", "samples 5 is out of range: give an even number, 2 or more"),
+        ("grow[growth=0.6,commit=0.5]", "growth 0.6 ends after commit 0.5, when the structure stays; give a commit of"),
+        ("random[draw=first]", "draw of random cannot be first (allowed: a whole number or none)"),
         # settings of another method, or of none any more
         ("grow[masks=paper]", "unknown setting of grow 'masks'"),
         ("grow[selectivity=1]", "unknown setting of grow 'selectivity'"),
+        ("grow[peak=2]", "unknown setting of grow 'peak'"),
+        ("scaled[samples=4]", "unknown setting of scaled 'samples'"),
         ("grow-paper[selectivity=1]", "unknown setting of grow-paper 'selectivity'"),
         ("grow-paper[growth=0.3]", "unknown setting of grow-paper 'growth'"),
         # settings without effect, or in contradiction
-        ("grow[freeze=0.5]", "freeze 0.5 has no effect: a network without a peak stays as it is"),
-        ("grow[peak=1.8]", "peak 1.8 needs a freeze above growth 0.05 and up to 1"),
-        ("grow[peak=1.8,growth=0.4,freeze=0.3]", "peak 1.8 needs a freeze above growth 0.4"),
-        ("grow[peak=0.5]", "peak 0.5 is out of range: it is a multiple of the budget, 1 or more"),
-        ("grow[structures=filters,layer_logit=0]", "layer_logit 0 has no effect with structures=filters"),
-        ("grow[structures=layers,cost_aware=true]", "cost_aware has no effect with structures=layers"),
+        ("scaled[freeze=0.5]", "freeze 0.5 has no effect: a network without a peak stays as it is"),
+        ("scaled[peak=1.8]", "peak 1.8 needs a freeze above growth 0.05 and up to 1"),
+        ("scaled[peak=1.8,growth=0.4,freeze=0.3]", "peak 1.8 needs a freeze above growth 0.4"),
+        ("scaled[peak=0.5]", "peak 0.5 is out of range: it is a multiple of the budget, 1 or more"),
+        ("scaled[structures=filters,layer_logit=0]", "layer_logit 0 has no effect with structures=filters"),
+        ("scaled[structures=layers,cost_aware=true]", "cost_aware has no effect with structures=layers"),
         ("retrain[of=groow]", "unknown method 'groow'; did you mean 'grow'"),
-        ("retrain[of=grow[freeze=0.5]]", "freeze 0.5 has no effect"),
+        ("retrain[of=scaled[freeze=0.5]]", "freeze 0.5 has no effect"),
         ("retrain[growth=0.3]", "unknown setting of retrain 'growth'"),
         ("uniform[width=3]", "method 'uniform' has no settings; give the plain name"),
         ("groow[growth=0.3]", "unknown method 'groow'; did you mean 'grow'"),
@@ -168,12 +186,12 @@ def test_what_makes_no_sense_is_refused_in_one_line(name: str, words: str) -> No
 
 
 def test_settings_run_wherever_their_method_would() -> None:
-    changed = "grow[growth=0.3,periods=40]"
+    changed = "grow[growth=0.25,samples=6]"
     everything = Profile("all", "for tests", (GRID,))
-    assert [cell.method for cell in cells_of(everything, methods=["grow[periods=40,growth=.3]", "grow"])] == [
+    assert [cell.method for cell in cells_of(everything, methods=["grow[samples=6,growth=.25]", "grow"])] == [
         "grow", changed,
     ]  # fmt: skip
-    listed = Profile("listed", "for tests", (dataclasses.replace(GRID, methods=("grow[periods=40,growth=.3]",)),))
+    listed = Profile("listed", "for tests", (dataclasses.replace(GRID, methods=("grow[samples=6,growth=.25]",)),))
     assert [cell.method for cell in cells_of(listed)] == [changed]
     with pytest.raises(UserError, match="no cell"):
         cells_of(listed, methods=["uniform"])
@@ -182,9 +200,9 @@ def test_settings_run_wherever_their_method_would() -> None:
 def test_settings_go_from_the_command_line_to_the_record(tmp_path, capsys) -> None:
     words = ["--task", "digits", "--backbone", "tiny_network", "--budget", "0.5", "--seed", "0", "--epochs", "1"]
     words += ["--train-samples", "64", "--results", str(tmp_path), "--json"]
-    assert cli.main(["run", "--method", "grow[growth=0.9,granularity=4]", *words]) == 0
+    assert cli.main(["run", "--method", "scaled[growth=0.9,granularity=4]", *words]) == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert record["method"] == "grow[granularity=4,growth=0.9]"
+    assert record["method"] == "scaled[granularity=4,growth=0.9]"
     assert record["settings"] == dataclasses.asdict(ScalingSettings(granularity=4, growth=0.9)), "all, as resolved"
     history = json.loads((tmp_path / "histories" / f"{record['run_key']}.json").read_text())
     assert set(history["epochs"][-1]["widths"].values()) <= {*range(1, 5), 8, 10}
@@ -192,9 +210,9 @@ def test_settings_go_from_the_command_line_to_the_record(tmp_path, capsys) -> No
 
 
 def test_names_in_a_list_are_split_outside_of_brackets_only(tmp_path, capsys) -> None:
-    methods = "retrain[of=grow[growth=0.3,periods=40]], grow[growth=0.3,periods=40] ,dense"
+    methods = "retrain[of=grow[growth=0.25,samples=6]], grow[growth=0.25,samples=6] ,dense"
     words = ["reproduce", "--profile", "smoke", "--tasks", "digits", "--methods", methods]
     words += ["--results", str(tmp_path), "--dry-run"]
     assert cli.main(words) == 0
     shown = [line.partition(" digits")[0] for line in capsys.readouterr().out.splitlines()[:-1]]
-    assert shown == ["dense", "grow[growth=0.3,periods=40]", "retrain[of=grow[growth=0.3,periods=40]]"]
+    assert shown == ["dense", "grow[growth=0.25,samples=6]", "retrain[of=grow[growth=0.25,samples=6]]"]

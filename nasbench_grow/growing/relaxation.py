@@ -135,6 +135,7 @@ class RelaxedMasks(Masks):
     def resample(self, progress: float) -> Tensor:
         """q ~ Bernoulli(sigmoid(beta s)); then temperatures and price follow."""
         chance = torch.sigmoid(self.temperatures * self.logits.detach().cpu())
+        chance = chance.nan_to_num(0.5)  # of a loss that is no number, which stops the run after this epoch
         sampled = torch.bernoulli(chance, generator=self.generator).bool()
         self.present = self._alive(sampled)
         self.ages += self.space.effective(self.present)
