@@ -215,7 +215,7 @@ def test_the_number_of_a_draw_and_not_the_seed_decides_on_it():
 
 
 def test_a_budget_that_no_random_network_meets_is_an_error_in_one_line():
-    with pytest.raises(UserError, match="no random network of budget 0.01 was found") as error:
+    with pytest.raises(UserError, match=r"no random network of budget 0\.01 was found") as error:
         Random().choose(job(lambda: Residual(2), budget=0.01))
     assert "\n" not in str(error.value)
 

@@ -199,7 +199,7 @@ def test_only_filters_grow_where_only_filters_are_asked_for(kind):
     "settings",
     [
         ScalingSettings(structures="layers"),
-        RelaxationSettings(structures="layers", logit_start=0.5, periods=6, mask_learning_rate=300.0),
+        RelaxationSettings(structures="layers", logit_start=0.2, periods=6, mask_learning_rate=2.0),
     ],
     ids=["scaling", "relaxation"],
 )
