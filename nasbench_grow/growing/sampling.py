@@ -186,7 +186,10 @@ class SampledMasks(Masks):
         return torch.logit(torch.rand(len(self.logits), generator=self.generator), eps=1e-6)
 
     def learn(self, losses: Tensor) -> None:
-        """Moves the logits along the score functions of the networks with low losses (shape (samples,))."""
+        """Moves the logits along the score functions of the networks with low losses (shape (samples,)); where one of
+        them is no number, nothing is learnt."""
+        if not losses.isfinite().all():
+            return
         advantages = (losses.mean() - losses) / losses.std(correction=0).clamp(min=1e-12)
         step = (advantages[:, None] * self.scores).mean(0)
         self.logits += self.settings.travel / self.settings.periods * step[self.places]
