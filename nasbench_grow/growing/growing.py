@@ -129,6 +129,7 @@ class Masks(ABC):
         if state["times"] is not None:
             cast(Any, self.cost_of).load_state_dict(state["times"])
             self.dense_cost = self.cost_of(self.space.full())
+            self.seed_cost = self.cost_of(self.space.seed(self.structures)) / self.dense_cost
 
 
 class Growing(Callback):
