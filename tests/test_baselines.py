@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,14 +26,19 @@ from nasbench_grow.baselines.dense import Dense
 from nasbench_grow.baselines.grow import Grow
 from nasbench_grow.baselines.grow_paper import GrowPaper
 from nasbench_grow.baselines.l1 import L1, L1Settings, same_share
-from nasbench_grow.baselines.random import Random, RandomSettings
+from nasbench_grow.baselines.placebo import Placebo
+from nasbench_grow.baselines.random import SPREAD, UNSPENT, Random, RandomSettings
+from nasbench_grow.baselines.random_widths import RandomWidths
+from nasbench_grow.baselines.scaled import Scaled
 from nasbench_grow.baselines.uniform import Uniform
 from nasbench_grow.contract import Batch, ElasticModel, Job, Method, Recipe
 from nasbench_grow.cost.macs import count_macs
+from nasbench_grow.structure.architecture import describe
 from nasbench_grow.structure.discovery import discover
 from nasbench_grow.structure.space import Space
 
-METHODS = [Dense, Uniform, Random, L1, Grow, GrowPaper]
+METHODS = [Dense, Uniform, Random, L1, Scaled, Grow, Placebo, GrowPaper]
+OF_A_BUDGET = [Uniform, Random, L1, Scaled, Grow, Placebo]
 STEPS, BATCH = 2, 8
 
 
@@ -136,14 +142,14 @@ def test_the_result_is_an_ordinary_network_that_runs(method):
 
 
 @pytest.mark.parametrize("budget", [0.25, 0.5, 0.75])
-@pytest.mark.parametrize("method", [Uniform, Random, L1, Grow])
+@pytest.mark.parametrize("method", OF_A_BUDGET)
 def test_the_network_returned_meets_the_budget_where_filters_are_many(method, budget):
     for seed in range(3):
         network, _ = run(method(), job(wide, budget=budget, seed=seed))
         assert budget - 0.02 <= share(network, wide) <= budget, f"seed {seed}"
 
 
-@pytest.mark.parametrize("method", [Uniform, Random, L1, Grow])
+@pytest.mark.parametrize("method", OF_A_BUDGET)
 def test_widths_are_multiples_of_the_granularity(method):
     network, _ = run(method(), job(lambda: Plain(40), granularity=8))
     found = widths(network).values()
@@ -192,32 +198,60 @@ def test_random_draws_its_structure_from_the_seed_alone():
     assert shapes[0] != shapes[2] != shapes[3]
 
 
-@pytest.mark.parametrize("budget", [0.25, 0.5, 0.75])
-def test_random_meets_its_budget_and_draws_depth_and_the_width_of_every_group(budget):
-    def make() -> nn.Module:
-        return Residual(32)
-
-    model = make()
-    dense, drawn = count_macs(model, EXAMPLE), []
-    for number in range(6):
-        network = Random(RandomSettings(draw=number)).choose(job(make, budget=budget, seed=number % 2))
-        assert budget - 0.02 <= count_macs(network, EXAMPLE) / dense <= budget
-        drawn.append((widths(network), removed(network)))
-    assert len({str(found) for found in drawn}) == 6
-    assert len({sum(gone) for _, gone in drawn}) > 1, "depth varies"
+def drawn(draw: int | None, budget: float = 0.25, make: Callable[[], nn.Module] = lambda: Residual(16), **changes: Any):
+    return Random(RandomSettings(draw=draw)).choose(job(make, budget=budget, **changes))
 
 
-def test_the_number_of_a_draw_and_not_the_seed_decides_on_it():
-    def draw(settings: RandomSettings, seed: int) -> dict[str, int]:
-        return widths(Random(settings).choose(job(lambda: Residual(32), seed=seed)))
+@pytest.mark.parametrize("budget, granularity", [(0.1, 1), (0.25, 1), (0.5, 8), (0.75, 1)])
+def test_random_meets_the_budget_whatever_it_draws(budget, granularity):
+    for draw in range(6):
+        share_of_dense = share(drawn(draw, budget, granularity=granularity), lambda: Residual(16))
+        assert budget - UNSPENT <= share_of_dense <= budget, f"draw {draw}"
 
-    assert draw(RandomSettings(draw=3), 0) == draw(RandomSettings(draw=3), 1) == draw(RandomSettings(), 3)
+
+def test_the_draw_decides_on_the_architecture_and_the_seed_where_there_is_none():
+    one, again, other = drawn(3, seed=0), drawn(3, seed=5), drawn(4, seed=0)
+    assert equal(one, again)
+    assert (widths(one), removed(one)) != (widths(other), removed(other))
+    assert equal(drawn(None, seed=3), one) and equal(drawn(None, seed=4), other)
 
 
-def test_a_budget_that_no_random_network_meets_is_an_error_in_one_line():
-    with pytest.raises(UserError, match=r"no random network of budget 0\.01 was found") as error:
-        Random().choose(job(lambda: Residual(2), budget=0.01))
-    assert "\n" not in str(error.value)
+def test_random_draws_the_depth_and_widths_that_differ_between_groups():
+    networks = [drawn(draw) for draw in range(16)]
+    assert {sum(removed(network)) for network in networks} >= {0, 1, 2}
+    inner = [
+        [block.conv1.out_channels for block in network.blocks if not isinstance(block, nn.Identity)]
+        for network in networks
+    ]
+    ratios = [max(found) / min(found) for found in inner if len(found) > 1]
+    assert max(ratios) > 2 and sum(ratio > 1 for ratio in ratios) > 0.7 * len(ratios)
+    assert max(ratios) <= SPREAD * 1.5, "a few filters more by rounding"
+    assert len({(*found,) for found in inner}) > 10
+    widest = [max(range(3), key=lambda block: found[block]) for found in inner if len(found) == 3]
+    assert len(set(widest)) > 1, "no block is always the widest"
+
+
+def test_a_budget_that_no_random_network_meets_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr("nasbench_grow.baselines.random.TRIES", 20)
+    for budget, make in ((1e-4, lambda: Residual(16)), (0.6, lambda: Plain(2))):
+        with pytest.raises(UserError) as caught:
+            drawn(None, budget, make)
+        assert str(caught.value) == (
+            f"no random network of budget {budget:g} was found in 20 tries; give another budget"
+        )
+
+
+def test_random_widths_has_the_layers_of_its_source_and_widths_of_its_own():
+    for draw in (0, 1, 2):
+        found = drawn(draw)
+        source = SimpleNamespace(architecture=describe(found, Residual(16)))
+        networks = [
+            RandomWidths().choose(job(lambda: Residual(16), budget=0.25, seed=seed, source=source)) for seed in (8, 9)
+        ]
+        for network in networks:
+            assert removed(network) == removed(found)
+            assert 0.25 - UNSPENT <= share(network, lambda: Residual(16)) <= 0.25
+        assert len({str(widths(network)) for network in (found, *networks)}) == 3
 
 
 # --- L1 ---
