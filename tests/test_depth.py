@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,8 +17,9 @@ from nasbench_grow.backbones import create
 from nasbench_grow.backbones.cifar_resnet import CifarResNet
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.contract import ElasticModel
-from nasbench_grow.growing import relaxation, scaling
+from nasbench_grow.growing.beginning import Settings, begin
 from nasbench_grow.growing.relaxation import RelaxationSettings
+from nasbench_grow.growing.sampling import SamplingSettings
 from nasbench_grow.growing.scaling import ScalingSettings
 from nasbench_grow.structure.exactness import masked
 
@@ -146,17 +147,12 @@ def test_a_network_without_some_plain_layers_is_saved_and_loaded(tmp_path):
 # --- growing ---
 
 
-Settings = ScalingSettings | RelaxationSettings
-
-
 def grown(
     make: Callable[[], nn.Module], budget: float, steps: int = 120, settings: Settings | None = None
 ) -> tuple[ElasticModel, nn.Module, list[tuple[int, int]]]:
     """A finished run: its model, what it returned, and the numbers of filters and layers after every step."""
     job = small_job(make, epochs=steps, steps=1, budget=budget, batch_size=4)
-    settings = settings or ScalingSettings()
-    begin: Any = relaxation.begin if isinstance(settings, RelaxationSettings) else scaling.begin
-    model, growing = begin(job, settings)
+    model, growing = begin(job, settings or ScalingSettings())
     sizes = []
     for _ in job.fit(model, growing):
         now = model.space.effective(model.structures)
@@ -168,9 +164,15 @@ def share(small: nn.Module, model: ElasticModel) -> float:
     return count_macs(small, EXAMPLE) / model.space.macs(model.space.full())
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 5])
-def test_depth_and_width_grow_from_one_block_a_stage_and_one_filter_a_layer(blocks):
-    model, small, sizes = grown(lambda: CifarResNet(blocks, 10, 1), budget=0.5)
+SAMPLED = SamplingSettings(samples=4, periods=8)
+
+
+@pytest.mark.parametrize(
+    "blocks, settings, steps",
+    [(1, ScalingSettings(), 120), (2, ScalingSettings(), 120), (5, ScalingSettings(), 120), (2, SAMPLED, 32)],
+)
+def test_depth_and_width_grow_from_one_block_a_stage_and_one_filter_a_layer(blocks, settings, steps):
+    model, small, sizes = grown(lambda: CifarResNet(blocks, 10, 1), budget=0.5, settings=settings, steps=steps)
     assert len(model.space.layers) == 3 * blocks - 2
     seed = model.space.seed()
     filters, layers = seed[: model.space.filters], seed[model.space.filters :]
@@ -186,9 +188,9 @@ def test_a_plain_network_grows_in_depth_too():
     assert abs(share(small, model) - 0.5) <= 0.02
 
 
-@pytest.mark.parametrize("kind", [ScalingSettings, RelaxationSettings])
+@pytest.mark.parametrize("kind", [ScalingSettings, SamplingSettings, RelaxationSettings])
 def test_only_filters_grow_where_only_filters_are_asked_for(kind):
-    options = {"periods": 6} if kind is RelaxationSettings else {}
+    options = {RelaxationSettings: {"periods": 6}, SamplingSettings: {"periods": 8, "samples": 4}}.get(kind, {})
     _, small, sizes = grown(Residual, 0.5, settings=kind(structures="filters", **options))
     assert {layers for _, layers in sizes} == {3}
     assert sizes[0][0] < sizes[-1][0]
@@ -199,16 +201,17 @@ def test_only_filters_grow_where_only_filters_are_asked_for(kind):
     "settings",
     [
         ScalingSettings(structures="layers"),
+        replace(SAMPLED, structures="layers"),
         RelaxationSettings(structures="layers", logit_start=0.2, periods=6, mask_learning_rate=2.0),
     ],
-    ids=["scaling", "relaxation"],
+    ids=["scaling", "sampling", "relaxation"],
 )
 def test_only_layers_grow_where_only_layers_are_asked_for(settings):
     model, small, sizes = grown(lambda: CifarResNet(3, 10, 1), 0.75, settings=settings)
     wide = {name: conv.out_channels for name, conv in model.dense.named_modules() if isinstance(conv, nn.Conv2d)}
     kept = {name: conv.out_channels for name, conv in small.named_modules() if isinstance(conv, nn.Conv2d)}
     assert kept.items() < wide.items()
-    if isinstance(settings, ScalingSettings):
+    if not isinstance(settings, RelaxationSettings):
         assert sizes[0][1] < sizes[-1][1] == 4
         assert 0.6 < share(small, model) <= 0.75
 
@@ -216,6 +219,8 @@ def test_only_layers_grow_where_only_layers_are_asked_for(settings):
 def test_a_budget_that_the_frozen_structures_exceed_is_refused():
     with pytest.raises(UserError, match=r"budget 0\.01 is below the seed network's own cost"):
         grown(Residual, 0.01, settings=ScalingSettings(structures="layers"))
+    with pytest.raises(UserError, match=r"budget 0\.01 is below the seed network's own cost"):
+        grown(Residual, 0.01, settings=replace(SAMPLED, structures="layers"))
 
 
 def test_layers_alone_cannot_grow_where_there_are_none():

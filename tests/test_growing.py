@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import nasbench_grow
 from nasbench_grow import (
     RelaxationSettings,
+    SamplingSettings,
     ScalingSettings,
     UserError,
     count_macs,
@@ -33,7 +34,8 @@ from nasbench_grow import (
 )
 from nasbench_grow.growing.api import Grown
 
-both = pytest.mark.parametrize("settings", [RelaxationSettings(), ScalingSettings()], ids=["relaxation", "scaling"])
+KINDS = {"relaxation": RelaxationSettings(), "scaling": ScalingSettings(), "sampling": SamplingSettings(samples=4)}
+every = pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
 
 
 def samples(count: int = 24, shape: tuple[int, ...] = (1, 8, 8)) -> TensorDataset:
@@ -80,7 +82,7 @@ def test_a_user_written_model_becomes_a_small_ordinary_network():
     assert network.conv2.out_channels == network.conv2.weight.shape[0] == network.bn2.num_features < 16
 
 
-@both
+@every
 def test_the_macs_are_those_of_the_network(settings):
     grown = grown_from(seeded(Plain), settings=settings, epochs=4)
     assert grown.macs == count_macs(grown.network, EXAMPLE)
@@ -195,7 +197,7 @@ def refused(message: str, call: Callable[[], Any]) -> None:
     assert "\n" not in str(caught.value)
 
 
-@both
+@every
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_loss_that_is_no_number_stops_the_run(value, settings):
     def loss(output: Tensor, target: Tensor) -> Tensor:
@@ -233,7 +235,7 @@ class Short(list):
         return super().__len__() + 2
 
 
-@both
+@every
 def test_a_loader_that_gives_fewer_batches_than_it_says_is_refused(settings):
     loader = Short(DataLoader(samples(), batch_size=8))
     refused(

@@ -23,8 +23,9 @@ from torch import distributed as dist
 from nasbench_grow.base.parallel import from_first, sharing_batches
 from nasbench_grow.contract import Job, Recipe
 from nasbench_grow.data.segmentation import VOID
-from nasbench_grow.growing import relaxation
+from nasbench_grow.growing.beginning import Settings, begin
 from nasbench_grow.growing.relaxation import RelaxationSettings
+from nasbench_grow.growing.sampling import SamplingSettings
 from nasbench_grow.harness import ranks, registry
 from nasbench_grow.harness.store import Store
 
@@ -76,7 +77,10 @@ def segmentation_gradients(part: slice) -> dict[str, Tensor]:
 
 def everything(part: slice) -> dict[str, Tensor]:
     made = from_first(lambda: torch.tensor(float(part.start == 0)))
-    return {**two_steps(part), **segmentation_gradients(part), "grown": growth(part), "made by the first": made}
+    gated = growth(part, RelaxationSettings(periods=10, mask_learning_rate=1.0))
+    sampled = growth(part, SamplingSettings(growth=0.5, commit=0.7, samples=4, periods=10))
+    figures = {**two_steps(part), **segmentation_gradients(part), "made by the first": made}
+    return {**figures, "grown by gates": gated, "grown by samples": sampled}
 
 
 class Same:
@@ -95,9 +99,9 @@ class Same:
         return iter(self.steps * [self.batch])
 
 
-def growth(part: slice) -> Tensor:
+def growth(part: slice, settings: Settings) -> Tensor:
     """The structures, and the logits by which they were chosen, after a few steps of growing on a part of each batch:
-    the gates have gradients too, which all processes must agree on."""
+    on the gradients of gates, or the losses of samples, all processes must agree."""
     model = network().float()
     inputs, targets = batch()
     job = Job(
@@ -111,7 +115,7 @@ def growth(part: slice) -> Tensor:
         build=lambda: model,
         train=Same(5, inputs[part].float(), targets[part]),
     )
-    growing_model, growing = relaxation.begin(job, RelaxationSettings(periods=10, mask_learning_rate=1.0))
+    growing_model, growing = begin(job, settings)
     for _ in job.fit(growing_model, growing):
         pass
     return torch.cat([growing_model.structures.float(), growing.masks.logits.detach()])

@@ -13,8 +13,9 @@ from nasbench_grow import Space, count_macs, discover, extract
 from nasbench_grow.backbones import create
 from nasbench_grow.backbones.lstm import LanguageModel
 from nasbench_grow.contract import Job
-from nasbench_grow.growing import scaling
+from nasbench_grow.growing.beginning import begin
 from nasbench_grow.growing.own import OwnBatches, OwnRecipe
+from nasbench_grow.growing.sampling import SamplingSettings
 from nasbench_grow.growing.scaling import ScalingSettings
 from nasbench_grow.structure.exactness import masked
 from nasbench_grow.structure.gating import GatedNetwork
@@ -170,7 +171,12 @@ def test_silent_newborn_units_leave_the_function_as_it_was():
     assert bool((model.embedding.weight != 0).all())  # newborn channels of the embedding are silent, yet can learn
 
 
-def test_growing_carries_the_state_over_its_restructurings():
+@pytest.mark.parametrize(
+    "settings",
+    [ScalingSettings(growth=0.5), SamplingSettings(growth=0.5, commit=0.5, samples=4)],
+    ids=["scaling", "sampling"],
+)
+def test_growing_carries_the_state_over_its_restructurings(settings):
     batches = [(batch, batch[:, 1:]) for batch in (words(4, goes_on=step > 0, seed=step) for step in range(10))]
     job = Job(
         budget=0.6,
@@ -183,7 +189,7 @@ def test_growing_carries_the_state_over_its_restructurings():
         build=language_model,
         train=OwnBatches(lambda epoch: batches, len(batches)),
     )
-    model, growing = scaling.begin(job, ScalingSettings(growth=0.5))
+    model, growing = begin(job, settings)
     widths = []
     growing.after_step = lambda model: widths.append(model.network.layers[0].hidden.shape)
     list(job.fit(model, growing))

@@ -17,8 +17,9 @@ from nasbench_grow.base.errors import UserError
 from nasbench_grow.base.folders import FOLDER_VARIABLE
 from nasbench_grow.cli import main
 from nasbench_grow.contract import ElasticModel, Job
-from nasbench_grow.growing import scaling
+from nasbench_grow.growing.beginning import Settings, begin
 from nasbench_grow.growing.growing import Growing
+from nasbench_grow.growing.sampling import SamplingSettings
 from nasbench_grow.growing.scaling import ScalingSettings
 from nasbench_grow.structure.discovery import discover
 from nasbench_grow.structure.selection import select, uniform_keys
@@ -129,6 +130,8 @@ def test_structures_are_bought_where_they_are_cheap(tmp_path: Path) -> None:
 
 
 IN_TIME = ScalingSettings(cost="time", periods=12)
+SAMPLED_IN_TIME = SamplingSettings(cost="time", growth=0.6, commit=0.6, samples=4)
+each = pytest.mark.parametrize("settings", [IN_TIME, SAMPLED_IN_TIME], ids=["scaling", "sampling"])
 
 
 def job(make: Callable[[], nn.Module], example: Tensor, batch_size: int, **changes: Any) -> Job:
@@ -141,9 +144,9 @@ def job(make: Callable[[], nn.Module], example: Tensor, batch_size: int, **chang
     return small_job(make, epochs=12, steps=1, batch_size=batch_size, example=example, price=price, **changes)
 
 
-def begun(**changes: Any) -> tuple[ElasticModel, Growing, Iterator[Any]]:
+def begun(settings: Settings, **changes: Any) -> tuple[ElasticModel, Growing, Iterator[Any]]:
     running = job(Three, EXAMPLE, 4, **changes)
-    model, growing = scaling.begin(running, IN_TIME)
+    model, growing = begin(running, settings)
     return model, growing, running.fit(model, growing)
 
 
@@ -160,9 +163,10 @@ def large_network() -> Three:
     return Three(64)
 
 
-def test_growing_ends_at_its_budget_of_time_by_the_clock_of_this_machine() -> None:
+@each
+def test_growing_ends_at_its_budget_of_time_by_the_clock_of_this_machine(settings: Settings) -> None:
     running = job(large_network, LARGE, 8, budget=0.6)
-    model, growing = scaling.begin(running, IN_TIME)
+    model, growing = begin(running, settings)
     last = list(running.fit(model, growing))[-1]
     times, network = growing.masks.cost_of, growing.finish(model)
 
@@ -171,31 +175,35 @@ def test_growing_ends_at_its_budget_of_time_by_the_clock_of_this_machine() -> No
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
-def test_a_run_goes_on_with_the_times_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@each
+def test_a_run_goes_on_with_the_times_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
     def timed_by(scale: float) -> None:
         clock = Stopwatch(lambda kind, outputs, inputs: outputs ** (scale if kind == "linear" else 1) * inputs)
         monkeypatch.setattr(StepTime.__init__, "__kwdefaults__", {"clock": clock, "folder": None})
 
     timed_by(1)
-    straight, growing, stages = begun()
+    straight, growing, stages = begun(settings)
     costs = [stage.log["cost"] for stage in stages]
     kept = Kept()
-    _, _, stages = begun(storage=kept)
+    _, _, stages = begun(settings, storage=kept)
     for _ in range(5):
         next(stages)
 
     for path in tmp_path.glob("step-times/*"):
         path.unlink()
     timed_by(3)
-    model, resumed, stages = begun(storage=kept)
+    model, resumed, stages = begun(settings, storage=kept)
     assert [stage.log["cost"] for stage in stages] == costs[4:]
     assert torch.equal(model.structures, straight.structures)
     assert resumed.masks.cost_of.state_dict() == growing.masks.cost_of.state_dict()
 
 
-def test_without_times_a_budget_of_time_is_refused() -> None:
+@each
+def test_without_times_a_budget_of_time_is_refused(settings: Settings) -> None:
     with pytest.raises(UserError, match="cost=time needs step times, which this run cannot measure; use cost=macs"):
-        scaling.begin(small_job(Three, example=EXAMPLE), IN_TIME)
+        begin(small_job(Three, example=EXAMPLE), settings)
 
 
 def test_recurrent_layers_are_timed_as_a_whole(tmp_path: Path) -> None:
@@ -252,6 +260,7 @@ def test_grow_meets_a_budget_in_milliseconds() -> None:
         ("grow[cost=time]", "99999ms", "budget 99999 ms is out of range"),
         ("grow-paper[cost=time]", "0.5", "unknown setting of grow-paper 'cost'"),
         ("grow[cost=space]", "0.5", "cost of grow cannot be space"),
+        ("random", "12ms", "budget 12ms is a time, but that of method 'random' is a share of the dense network's MACs"),
     ],
 )
 def test_bad_budgets_are_answered_in_a_line(
