@@ -142,6 +142,16 @@ def test_the_state_goes_on_and_starts_afresh():
     assert torch.allclose(mixed[0], afresh[0], atol=1e-6) and torch.allclose(mixed[1], together[1], atol=1e-6)
 
 
+@pytest.mark.parametrize("look", [count_macs, discover])
+def test_counting_and_discovery_leave_the_state_as_it_was(look):
+    model = language_model()
+    model(words(3, goes_on=0))
+    state = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    look(model, EXAMPLE)
+    assert len(state) == 4 and all(now is was for now, (was, _) in zip(model.buffers(), state, strict=True))
+    assert all(torch.equal(was, copied) for was, copied in state)
+
+
 def test_the_state_follows_the_structure():
     model = language_model()
     space = discover(model, EXAMPLE)

@@ -97,10 +97,12 @@ def _warn_uncounted(trace: JitModelAnalysis) -> None:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; training flags and hooks are as before afterwards, even after an error."""
+    """Evaluation mode without gradients; training flags, hooks and what a recurrent network hands from batch to batch
+    are as before afterwards, even after an error."""
     modules = list(model.modules())
     training = [module.training for module in modules]
     hooks = [(dict(module._forward_pre_hooks), dict(module._forward_hooks)) for module in modules]
+    buffers = [dict(module._buffers) for module in modules]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it would hide nn.MultiheadAttention's products in one opaque op
     model.eval()
@@ -109,8 +111,9 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
-        for module, flag, (before, after) in zip(modules, training, hooks, strict=True):
+        for module, flag, held, (before, after) in zip(modules, training, buffers, hooks, strict=True):
             module.training = flag
+            module._buffers.update(held)
             for current, saved in ((module._forward_pre_hooks, before), (module._forward_hooks, after)):
                 current.clear()
                 current.update(saved)
