@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from nasbench_grow import UserError, discover, extract, rebuild, select
+from nasbench_grow import UserError, count_macs, discover, extract, rebuild, select
 from nasbench_grow.baselines.random import TRIES, UNSPENT, random_keys
 from nasbench_grow.contract import FixedNetwork, Job, MethodName
 
@@ -40,15 +40,15 @@ class RandomWidths(FixedNetwork):
         return str(self.settings.of)
 
     def choose(self, job: Job) -> nn.Module:
-        """A sub-network of the budget's cost, a function of the source's layers and of the job's seed."""
+        """A sub-network as dear as the source's network: a function of that one's layers and of the job's seed."""
         model = job.build()
         space = discover(model, job.example)
         deep = rebuild(job.source.architecture, model)
         gone = [isinstance(deep.get_submodule(layer.paths[0]), nn.Identity) for layer in space.layers]
-        dense = space.macs(space.full())
+        limit, enough = count_macs(deep, job.example), UNSPENT * space.macs(space.full())
         for keys in random_keys(space, job.seed):
             keys[space.filters :] = torch.where(torch.tensor(gone, dtype=torch.bool), -torch.inf, torch.inf)
-            present = select(space, keys, job.budget * dense, job.granularity)
-            if job.budget - UNSPENT <= space.macs(present) / dense <= job.budget:
+            present = select(space, keys, limit, job.granularity)
+            if limit - enough <= space.macs(present) <= limit:
                 return extract(space, model, present)
         raise UserError(f"no random widths of budget {job.budget:g} were found in {TRIES} tries; give another budget")

@@ -250,7 +250,8 @@ def test_random_widths_has_the_layers_of_its_source_and_widths_of_its_own():
         ]
         for network in networks:
             assert removed(network) == removed(found)
-            assert 0.25 - UNSPENT <= share(network, lambda: Residual(16)) <= 0.25
+            whole = share(found, lambda: Residual(16))
+            assert whole - UNSPENT <= share(network, lambda: Residual(16)) <= whole, "as dear as its source"
         assert len({str(widths(network)) for network in (found, *networks)}) == 3
 
 
