@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar, Literal
 
-from nasbench_grow.contract import Job, Method, Run
+from nasbench_grow.contract import ElasticModel, Job
 from nasbench_grow.growing import sampling
+from nasbench_grow.growing.growing import Growing
+from nasbench_grow.growing.method import GrowingMethod
 
 
-class Grow(Method):
+class Grow(GrowingMethod):
     """Samples sub-networks while the network grows, and learns from their losses which widths and layers pay."""
 
     name = "grow"
@@ -20,16 +21,6 @@ class Grow(Method):
     version = 5  # what is present is learnt
     placebo: ClassVar[bool] = False
 
-    @property
-    def budget_of(self) -> Literal["macs", "time"]:
-        """MACs, or with ``cost=time`` the time of a training step."""
-        return "time" if self.settings.cost == "time" else "macs"
-
-    def in_cell(self, granularity: int, epochs: int) -> Method:
-        """Without a granularity that is the set-up's own."""
-        own = self.settings.granularity == granularity
-        return type(self)(replace(self.settings, granularity=None)) if own else self
-
-    def run(self, job: Job) -> Run:
-        """Grows."""
-        return sampling.run(job, self.settings, placebo=self.placebo)
+    def begin(self, job: Job) -> tuple[ElasticModel, Growing]:
+        """The seed, and what grows it."""
+        return sampling.begin(job, self.settings, placebo=self.placebo)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from nasbench_grow.contract import Job, Method, Run
 from nasbench_grow.growing import relaxation
+from nasbench_grow.growing.method import GrowingMethod
 
 
-class GrowPaper(Method):
+class GrowPaper(GrowingMethod):
     """Soft gates, Bernoulli sampling, a proportional budget controller."""
 
     name = "grow-paper"
@@ -15,7 +15,3 @@ class GrowPaper(Method):
     citation = "Yuan, Savarese, Maire, arXiv 2007.15353"
     Settings = relaxation.RelaxationSettings
     version = 2  # constants that fit runs of any length
-
-    def run(self, job: Job) -> Run:
-        """Grows."""
-        return relaxation.run(job, self.settings)

@@ -6,7 +6,7 @@ random search with a single trial.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -46,11 +46,22 @@ class Random(FixedNetwork):
         space = discover(model, job.example)
         draw = job.seed if self.settings.draw is None else self.settings.draw
         dense = space.macs(space.full())
-        for keys in random_keys(space, draw):
-            present = select(space, keys, job.budget * dense, job.granularity)
-            if job.budget - UNSPENT <= space.macs(present) / dense <= job.budget:
-                return extract(space, model, present)
-        raise UserError(f"no random network of budget {job.budget:g} was found in {TRIES} tries; give another budget")
+        present = first_that_fits(space, random_keys(space, draw), job.budget * dense, job.granularity)
+        if present is None:
+            raise UserError(
+                f"no random network of budget {job.budget:g} was found in {TRIES} tries; give another budget"
+            )
+        return extract(space, model, present)
+
+
+def first_that_fits(space: Space, draws: Iterable[Tensor], limit: float, granularity: int) -> Tensor | None:
+    """What the first keys select that leave no more than :data:`UNSPENT` of the ``limit`` (MACs); None: none do."""
+    enough = limit - UNSPENT * space.macs(space.full())
+    for keys in draws:
+        present = select(space, keys, limit, granularity)
+        if enough <= space.macs(present) <= limit:
+            return present
+    return None
 
 
 def random_keys(space: Space, seed: int) -> Iterator[Tensor]:

@@ -5,50 +5,42 @@ Beside ``retrain`` it tells whether that method has learnt anything of widths: w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from nasbench_grow import UserError, count_macs, discover, extract, rebuild, select
-from nasbench_grow.baselines.random import TRIES, UNSPENT, random_keys
-from nasbench_grow.contract import FixedNetwork, Job, MethodName
-
-GROW = MethodName("grow")
-
-
-@dataclass(frozen=True)
-class RandomWidthsSettings:
-    """Whose layers are kept."""
-
-    of: MethodName = GROW
+from nasbench_grow import Space, UserError, count_macs, discover, extract, rebuild
+from nasbench_grow.baselines.random import TRIES, first_that_fits, random_keys
+from nasbench_grow.baselines.retrain import Retrain
+from nasbench_grow.contract import Job
 
 
-class RandomWidths(FixedNetwork):
+class RandomWidths(Retrain):
     """Trains a network of known depth and of widths that nobody chose."""
 
     name = "random_widths"
     summary = "the layers that grow (or another method) kept, widths drawn at random, trained from scratch"
     family = "control"
     citation = "Li and Talwalkar, Random Search and Reproducibility for NAS, arXiv 1902.07638"
-    Settings = RandomWidthsSettings
-    takes = "architecture"
-
-    @property
-    def source(self) -> str:
-        """The cell whose depth it is."""
-        return str(self.settings.of)
 
     def choose(self, job: Job) -> nn.Module:
         """A sub-network as dear as the source's network: a function of that one's layers and of the job's seed."""
         model = job.build()
         space = discover(model, job.example)
         deep = rebuild(job.source.architecture, model)
-        gone = [isinstance(deep.get_submodule(layer.paths[0]), nn.Identity) for layer in space.layers]
-        limit, enough = count_macs(deep, job.example), UNSPENT * space.macs(space.full())
-        for keys in random_keys(space, job.seed):
-            keys[space.filters :] = torch.where(torch.tensor(gone, dtype=torch.bool), -torch.inf, torch.inf)
-            present = select(space, keys, limit, job.granularity)
-            if limit - enough <= space.macs(present) <= limit:
-                return extract(space, model, present)
-        raise UserError(f"no random widths of budget {job.budget:g} were found in {TRIES} tries; give another budget")
+        limit = count_macs(deep, job.example)
+        present = first_that_fits(space, _widths_of(space, deep, job.seed), limit, job.granularity)
+        if present is None:
+            raise UserError(
+                f"no random widths of budget {job.budget:g} were found in {TRIES} tries; give another budget"
+            )
+        return extract(space, model, present)
+
+
+def _widths_of(space: Space, deep: nn.Module, seed: int) -> Iterator[Tensor]:
+    """Random keys, with the very layers of the network ``deep``."""
+    kept = torch.tensor([not isinstance(deep.get_submodule(layer.paths[0]), nn.Identity) for layer in space.layers])
+    for keys in random_keys(space, seed):
+        keys[space.filters :] = torch.where(kept.bool(), torch.inf, -torch.inf)
+        yield keys

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Literal
-
-from nasbench_grow.contract import Job, Method, Run
 from nasbench_grow.growing import scaling
+from nasbench_grow.growing.method import GrowingMethod
 
 
-class Scaled(Method):
+class Scaled(GrowingMethod):
     """Grows a network by schedule; which structures it has is decided by chance, not learnt."""
 
     name = "scaled"
@@ -17,17 +14,3 @@ class Scaled(Method):
     family = "control"
     citation = "Tan and Le, EfficientNet, arXiv 1905.11946, section 3.3 (compound scaling), followed while training"
     Settings = scaling.ScalingSettings
-
-    @property
-    def budget_of(self) -> Literal["macs", "time"]:
-        """MACs, or with ``cost=time`` the time of a training step."""
-        return "time" if self.settings.cost == "time" else "macs"
-
-    def in_cell(self, granularity: int, epochs: int) -> Method:
-        """Without a granularity that is the set-up's own."""
-        own = self.settings.granularity == granularity
-        return Scaled(replace(self.settings, granularity=None)) if own else self
-
-    def run(self, job: Job) -> Run:
-        """Grows."""
-        return scaling.run(job, self.settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from nasbench_grow.backbones import create
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.contract import Stage
+from nasbench_grow.contract import Job, Stage
 from nasbench_grow.cost.macs import count_macs
-from nasbench_grow.growing import sampling, scaling
 from nasbench_grow.growing.beginning import Settings, begin
 from nasbench_grow.growing.relaxation import RelaxationSettings
 from nasbench_grow.growing.sampling import SamplingSettings
@@ -27,7 +26,12 @@ from nasbench_grow.structure.subnetwork import extract
 RELAXED, SCALED, SAMPLED = RelaxationSettings(periods=8), ScalingSettings(), SamplingSettings(samples=4)
 KINDS = {"relaxation": RELAXED, "scaling": SCALED, "sampling": SAMPLED}
 every = pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
-BY_SCHEDULE = {"scaling": (scaling, SCALED), "sampling": (sampling, SAMPLED)}
+
+
+def growing_run(job: Job, settings: Settings) -> Generator[Stage, None, nn.Module]:
+    """The stages of a run, and the network that it returns."""
+    model, growing = begin(job, settings)
+    return growing.run(job, model)
 
 
 def resnet20() -> nn.Module:
@@ -107,8 +111,7 @@ CASES += [("sampling", wide, 10, 1, budget) for budget in (0.25, 0.5, 0.75, 1.0)
 @pytest.mark.parametrize("kind, make, epochs, seed, budget", CASES)
 def test_the_returned_network_meets_the_budget_and_is_the_last_sampled_one(kind, make, epochs, seed, budget):
     job = small_job(make, epochs=epochs, budget=budget, seed=seed, batch_size=4)
-    module, settings = BY_SCHEDULE[kind]
-    returned = ended(module.run(job, settings)).eval()
+    returned = ended(growing_run(job, KINDS[kind])).eval()
     assert abs(count_macs(returned, EXAMPLE) / job.dense_macs - budget) <= 0.02
     inputs = torch.randn(4, 1, 8, 8)
     assert torch.equal(job.sampled.eval()(inputs), returned(inputs))
@@ -344,7 +347,7 @@ def test_the_mean_loss_of_the_epoch_is_told():
         return seen[-1]
 
     job = small_job(Plain, steps=3, loss=loss)
-    stage = next(scaling.run(job, SCALED))
+    stage = next(growing_run(job, SCALED))
     assert stage.loss == pytest.approx(sum(value.item() for value in seen) / 3)
 
 
@@ -464,4 +467,4 @@ def test_training_data_that_end_before_they_said_are_named():
     job = small_job(Plain, steps=3)
     job.train.steps_per_epoch = lambda batch_size: 5
     with pytest.raises(UserError, match="end after 3 of the 5 batches that epoch 1 should have"):
-        next(scaling.run(job, SCALED))
+        next(growing_run(job, SCALED))

@@ -1,4 +1,4 @@
-"""The masks: the paper's equations worked by hand, what growing by schedule promises for any run, and the settings.
+"""The masks: the paper's equations worked by hand, and what growing by schedule promises for any run.
 
 What the masks promise that learn from sampled networks is in test_sampling.py.
 """
@@ -20,12 +20,10 @@ from tiny_networks import EXAMPLE, Plain, Residual, seeded
 from torch import Tensor
 
 from nasbench_grow.backbones import create
-from nasbench_grow.base.errors import UserError
 from nasbench_grow.growing.growing import LARGEST_STEP, Masks
 from nasbench_grow.growing.relaxation import RelaxationSettings, RelaxedMasks
 from nasbench_grow.growing.sampling import SampledMasks, SamplingSettings
 from nasbench_grow.growing.scaling import ScaledMasks, ScalingSettings
-from nasbench_grow.harness import registry
 from nasbench_grow.structure.discovery import discover
 from nasbench_grow.structure.space import Space
 
@@ -426,88 +424,3 @@ def test_the_seed_decides_what_is_sampled(kind):
 
     assert torch.equal(sampled(1), sampled(1))
     assert not torch.equal(sampled(1), sampled(2))
-
-
-# --- settings ---
-
-
-@pytest.mark.parametrize(
-    ("method", "message"),
-    [
-        ("scaled[growth=0]", "growth 0 is out of range"),
-        ("scaled[periods=0]", "periods 0 is out of range"),
-        ("scaled[granularity=0]", "granularity 0 is out of range"),
-        ("scaled[peak=0.9]", "peak 0.9 is out of range"),
-        ("scaled[freeze=0.3]", "freeze 0.3 has no effect: a network without a peak"),
-        ("scaled[peak=2]", "peak 2 needs a freeze above growth 0.05"),
-        ("scaled[peak=2,growth=0.4,freeze=0.4]", "peak 2 needs a freeze above growth 0.4"),
-        ("scaled[peak=2,freeze=1.2]", "peak 2 needs a freeze above growth 0.05 and up to 1"),
-        ("scaled[layer_logit=-4,structures=filters]", "layer_logit -4 has no effect with structures=filters"),
-        ("scaled[layer_logit=-4,structures=layers]", "layer_logit -4 has no effect with structures=layers"),
-        ("scaled[cost_aware=true,structures=layers]", "cost_aware has no effect with structures=layers"),
-        ("scaled[samples=4]", "unknown setting of scaled 'samples'"),
-        ("scaled[newborn=quiet]", "newborn of scaled cannot be quiet"),
-        ("scaled[cost=space]", "cost of scaled cannot be space"),
-        ("grow[growth=0]", "growth 0 is out of range"),
-        ("grow[growth=1.5]", "growth 1.5 is out of range"),
-        ("grow[commit=1.5]", "commit 1.5 is out of range"),
-        ("grow[growth=0.6,commit=0.5]", "growth 0.6 ends after commit 0.5"),
-        ("grow[turnover=0]", "turnover 0 is out of range"),
-        ("grow[turnover=1.1]", "turnover 1.1 is out of range"),
-        ("grow[periods=0]", "periods 0 is out of range"),
-        ("grow[samples=0]", "samples 0 is out of range: give an even number, 2 or more"),
-        ("grow[samples=3]", "samples 3 is out of range: give an even number, 2 or more"),
-        ("grow[samples=-2]", "samples -2 is out of range: give an even number, 2 or more"),
-        ("grow[travel=0]", "travel 0 is out of range"),
-        ("grow[beta_start=0]", "beta_start 0 is out of range"),
-        ("grow[beta_growth=-1]", "beta_growth -1 is out of range"),
-        ("grow[granularity=0]", "granularity 0 is out of range"),
-        ("grow[peak=2]", "unknown setting of grow 'peak'"),
-        ("grow[layer_logit=-4]", "unknown setting of grow 'layer_logit'"),
-        ("grow[masks=paper]", "unknown setting of grow 'masks'"),
-        ("grow[selectivity=1]", "unknown setting of grow 'selectivity'"),
-        ("grow[newborn=quiet]", "newborn of grow cannot be quiet"),
-        ("grow[cost=space]", "cost of grow cannot be space"),
-        ("placebo[samples=3]", "samples 3 is out of range: give an even number, 2 or more"),
-        ("grow-paper[selectivity=1]", "unknown setting of grow-paper 'selectivity'"),
-        ("grow-paper[cost=time]", "unknown setting of grow-paper 'cost'"),
-        ("grow-paper[periods=0]", "periods 0 is out of range"),
-        ("grow-paper[beta_start=0]", "beta_start 0 is out of range"),
-        ("grow-paper[beta_growth=-1]", "beta_growth -1 is out of range"),
-        ("grow-paper[mask_learning_rate=0]", "mask_learning_rate 0 is out of range"),
-        ("grow-paper[logit_start=0]", "logit_start 0 is out of range"),
-        ("grow-paper[price_base=-1]", "price_base -1 is out of range"),
-        ("grow-paper[mask_momentum=1]", "mask_momentum 1 is out of range"),
-    ],
-)
-def test_a_setting_that_makes_no_sense_where_it_stands_is_refused_in_a_line(method, message):
-    with pytest.raises(UserError) as caught:
-        registry.method(method)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("kind", "setting", "allowed"),
-    [
-        (ScalingSettings, "structures", "both, filters, layers"),
-        (ScalingSettings, "newborn", "initial, zero"),
-        (ScalingSettings, "cost", "macs, time"),
-        (SamplingSettings, "structures", "both, filters, layers"),
-        (SamplingSettings, "newborn", "initial, zero"),
-        (SamplingSettings, "cost", "macs, time"),
-        (RelaxationSettings, "structures", "both, filters, layers"),
-    ],
-)
-def test_an_unknown_word_is_refused_where_settings_are_made_in_python(kind, setting, allowed):
-    with pytest.raises(UserError, match=rf"unknown {setting} 'all'.*\(known: {allowed}\)"):
-        kind(**{setting: "all"})
-
-
-def test_a_setting_at_its_default_is_no_other_method():
-    assert str(registry.method("scaled[layer_logit=-1.5,structures=filters]")) == "scaled[structures=filters]"
-    assert str(registry.method("scaled[peak=1]")) == "scaled"
-    travel = SamplingSettings.travel
-    assert str(registry.method(f"grow[travel={travel},structures=layers]")) == "grow[structures=layers]"
-    assert str(registry.method(f"placebo[growth={SamplingSettings.growth}]")) == "placebo"
-    assert str(registry.method("grow-paper[beta_growth=100]")) == "grow-paper"

@@ -119,6 +119,14 @@ def check_share(settings: Any, *names: str) -> None:
             raise UserError(f"{name} {value:g} is out of range: it is a share, 0 < {name} <= 1")
 
 
+def check_positive(settings: Any, *names: str) -> None:
+    """Raise UserError unless these settings are above 0. For ``__post_init__``."""
+    for name in names:
+        value = getattr(settings, name)
+        if not value > 0:
+            raise UserError(f"{name} {value:g} is out of range: give a number above 0")
+
+
 def help_of(kind: type[Any]) -> list[str]:
     """A line for each setting: name, default, allowed values."""
     hints = get_type_hints(kind)

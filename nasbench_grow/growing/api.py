@@ -137,7 +137,8 @@ def grow(
             train=OwnBatches(batches, count),
             price=price,
         )
-        history, network = _follow(_run(job, settings), bar)
+        seed_model, growing = begin(job, settings)
+        history, network = _follow(growing.run(job, seed_model), bar)
     network.eval().zero_grad()
     dense_macs = count_macs(dense, example)
     return Grown(
@@ -149,12 +150,6 @@ def grow(
         dense_train_macs=3 * dense_macs * samples,
         history=history,
     )
-
-
-def _run(job: Job, settings: Settings) -> Run:
-    model, growing = begin(job, settings)
-    yield from job.fit(model, growing)
-    return growing.finish(model)
 
 
 def _follow(run: Run, bar: Any) -> tuple[list[dict[str, Any]], nn.Module]:

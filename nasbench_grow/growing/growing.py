@@ -17,33 +17,27 @@ the paper's, :mod:`nasbench_grow.growing.scaling` a schedule that learns nothing
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from nasbench_grow.base.errors import UserError, unknown
+from nasbench_grow.base.errors import UserError
 from nasbench_grow.base.parallel import mean_over_processes
-from nasbench_grow.contract import Callback, ElasticModel
+from nasbench_grow.contract import Callback, ElasticModel, Job, Run
 from nasbench_grow.contract.callback import Loss
+from nasbench_grow.growing.settings import CostOf
 from nasbench_grow.structure.elastic import Newborn
 from nasbench_grow.structure.gating import GatedNetwork
 from nasbench_grow.structure.space import Space, Structures
-
-CostOf = Callable[[Tensor], float]
-"""The cost of structures, shape (structures,): their forward MACs, or the seconds of a training step."""
-
 
 LARGEST_STEP = 0.25
 """Share of the dense cost by which a network grows at most at once, however short the run."""
 
 
-def check_choices(settings: Any, **kinds: Any) -> None:
-    """Raise UserError unless each named setting is one of the words of its Literal type; for ``__post_init__``."""
-    for name, kind in kinds.items():
-        if getattr(settings, name) not in get_args(kind):
-            raise unknown(name, getattr(settings, name), get_args(kind))
+def logistic_quantiles(count: int) -> Tensor:
+    """Logistic noise spread evenly, highest first: the mid-points of ``count`` equal parts of the distribution."""
+    return torch.logit((torch.arange(count).flip(0) + 0.5) / count)
 
 
 class Masks(ABC):
@@ -196,6 +190,11 @@ class Growing(Callback):
         """The network as it is now, the scales folded in."""
         gates = self.masks.gates()
         return model.network if gates is None else self._scaling(model).fold(gates).eval()
+
+    def run(self, job: Job, model: ElasticModel) -> Run:
+        """Trains the model by what is left of a job's schedule, and returns the network of the end."""
+        yield from job.fit(model, self)
+        return self.finish(model)
 
     def finish(self, model: ElasticModel) -> nn.Module:
         """The network to return: hardened, the scales folded in, no fine-tuning."""

@@ -14,19 +14,17 @@ import torch
 from torch import Tensor
 
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.contract import ElasticModel, Job, Run
-from nasbench_grow.growing.growing import Growing, Masks, check_choices
-from nasbench_grow.structure.space import Space, Structures
+from nasbench_grow.contract import ElasticModel, Job, check_positive
+from nasbench_grow.growing.growing import Growing, Masks
+from nasbench_grow.growing.settings import GrowingSettings
+from nasbench_grow.structure.space import Space
 
 
 @dataclass(frozen=True)
-class RelaxationSettings:
+class RelaxationSettings(GrowingSettings):
     """Hyper-parameters of the paper's masks."""
 
-    structures: Structures = "both"
-    """What is grown: filters and layers, or one of them inside a network that has all of the other."""
     periods: int = 40
-    """How often the network is restructured in a run (T), at most once a step."""
     beta_start: float = 1.0
     """Temperature beta_0 of a structure that was never present."""
     beta_growth: float = 100.0
@@ -44,12 +42,8 @@ class RelaxationSettings:
 
     def __post_init__(self) -> None:
         """Refuses a setting outside its range with a UserError."""
-        check_choices(self, structures=Structures)
-        if self.periods < 1:
-            raise UserError(f"periods {self.periods} is out of range: give 1 or more")
-        for name in ("beta_start", "beta_growth", "mask_learning_rate", "logit_start"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} {getattr(self, name):g} is out of range: give a number above 0")
+        super().__post_init__()
+        check_positive(self, "beta_start", "beta_growth", "mask_learning_rate", "logit_start")
         if not self.price_base >= 0:
             raise UserError(f"price_base {self.price_base:g} is out of range: give 0 or more")
         if not 0 <= self.mask_momentum < 1:
@@ -61,13 +55,6 @@ def begin(job: Job, settings: RelaxationSettings) -> tuple[ElasticModel, Growing
     model = job.model()
     masks = RelaxedMasks(model.space, settings, job.budget, job.total_steps, job.seed, job.example.device)
     return model, Growing(model, masks, job.total_steps, settings.periods)
-
-
-def run(job: Job, settings: RelaxationSettings) -> Run:
-    """Grows a dense backbone by the paper's equations."""
-    model, growing = begin(job, settings)
-    yield from job.fit(model, growing)
-    return growing.finish(model)
 
 
 class RelaxedMasks(Masks):

@@ -15,27 +15,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.contract import ElasticModel, Job, Run, check_share
-from nasbench_grow.growing.growing import LARGEST_STEP, CostOf, Growing, Masks, check_choices
+from nasbench_grow.contract import ElasticModel, Job, check_positive, check_share
+from nasbench_grow.growing.growing import LARGEST_STEP, Growing, Masks, logistic_quantiles
+from nasbench_grow.growing.settings import CostOf, SolvedSettings
 from nasbench_grow.structure.selection import select
-from nasbench_grow.structure.space import Space, Structures
-
-Newborn = Literal["initial", "zero"]
-Cost = Literal["macs", "time"]
+from nasbench_grow.structure.space import Space
 
 
 @dataclass(frozen=True)
-class SamplingSettings:
+class SamplingSettings(SolvedSettings):
     """Hyper-parameters of growing. Times are shares of the run, so that they fit runs of any length."""
 
-    structures: Structures = "both"
-    """What is grown: filters and layers, or one of them inside a network that has all of the other."""
     growth: float = 0.3
     """Share of the run over which the network grows from the seed to its budget."""
     commit: float = 0.3
@@ -55,52 +51,27 @@ class SamplingSettings:
     """Temperature beta of a structure that was never present."""
     beta_growth: float = 4.0
     """gamma, the factor by which the temperature of a structure rises that is present in every period."""
-    newborn: Newborn = "initial"
-    """Whether a newborn structure acts at once, by its initial weights, or is joined by zeros, so that growing leaves
-    the network's function as it was."""
-    cost: Cost = "macs"
-    """What the budget is a share of: the dense network's MACs, or the time of its training step on this device."""
-    granularity: int | None = None
-    """Widths are rounded to multiples of this; None: of what the set-up says."""
 
     def __post_init__(self) -> None:
         """Refuses a setting outside its range with a UserError."""
-        check_choices(self, structures=Structures, newborn=Newborn, cost=Cost)
+        super().__post_init__()
         check_share(self, "growth", "commit", "turnover")
+        check_positive(self, "travel", "beta_start", "beta_growth")
         if self.growth > self.commit:
             raise UserError(
                 f"growth {self.growth:g} ends after commit {self.commit:g}, when the structure stays; "
                 f"give a commit of {self.growth:g} or more"
             )
-        if self.periods < 1:
-            raise UserError(f"periods {self.periods} is out of range: give 1 or more")
         if self.samples < 2 or self.samples % 2:
             raise UserError(f"samples {self.samples} is out of range: give an even number, 2 or more")
-        for name in ("travel", "beta_start", "beta_growth"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} {getattr(self, name):g} is out of range: give a number above 0")
-        if self.granularity is not None and self.granularity < 1:
-            raise UserError(f"granularity {self.granularity} is out of range: give 1 or more, or none")
 
 
 def begin(job: Job, settings: SamplingSettings, *, placebo: bool = False) -> tuple[ElasticModel, Growing]:
     """The seed of a dense backbone, and what grows it."""
     model = job.model()
-    cost_of = None
-    if settings.cost == "time":
-        if job.price is None:
-            raise UserError("cost=time needs step times, which this run cannot measure; use cost=macs")
-        cost_of = job.price(model.space, model.dense)
-    granularity = settings.granularity or job.granularity
+    granularity, cost_of = settings.granularity or job.granularity, settings.cost_of(job, model)
     masks = SampledMasks(model.space, settings, job.budget, granularity, job.seed, cost_of, placebo=placebo)
     return model, Growing(model, masks, job.total_steps, round(settings.periods / settings.commit), settings.newborn)
-
-
-def run(job: Job, settings: SamplingSettings, *, placebo: bool = False) -> Run:
-    """Grows a dense backbone."""
-    model, growing = begin(job, settings, placebo=placebo)
-    yield from job.fit(model, growing)
-    return growing.finish(model)
 
 
 class SampledMasks(Masks):
@@ -138,20 +109,10 @@ class SampledMasks(Masks):
             self.places = torch.cat(
                 [_derangement(groups, self.generator), groups + _derangement(layers, self.generator)]
             )
-        self.ranks = self._rank_filters()
         self.noise = self._draw()
         self.scores = torch.zeros(0, groups + layers)
         self.asked: list[Tensor] = []
         self.committed = False
-
-    def _rank_filters(self) -> Tensor:
-        """The logit of each filter's rank in its group, shape (filters,): whatever the width, the first filters are
-        present, so that these live long."""
-        ranks = torch.zeros(self.space.filters)
-        for group in self.space.groups:
-            quantiles = (torch.arange(group.size).flip(0) + 0.5) / group.size
-            ranks[group.structures] = torch.logit(quantiles)
-        return ranks
 
     @property
     def temperatures(self) -> Tensor:
@@ -200,7 +161,7 @@ class SampledMasks(Masks):
         logits = self.logits + noise
         keys = torch.full((len(space),), -torch.inf)
         for group, logit in zip(space.groups, logits[:groups], strict=True):
-            keys[group.structures] = logit + self.ranks[group.structures]
+            keys[group.structures] = logit + logistic_quantiles(group.size)  # the first filters, so that they live long
         limit = target * self.dense_cost
         keys[self.ungrown] = torch.inf
         if self.settings.structures != "filters":

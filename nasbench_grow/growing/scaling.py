@@ -13,29 +13,23 @@ so that a price buys the same share of every width and, at ``layer_logit`` 0, of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.contract import ElasticModel, Job, Run, check_share
-from nasbench_grow.growing.growing import LARGEST_STEP, CostOf, Growing, Masks, check_choices
+from nasbench_grow.contract import ElasticModel, Job, check_share
+from nasbench_grow.growing.growing import LARGEST_STEP, Growing, Masks, logistic_quantiles
+from nasbench_grow.growing.settings import CostOf, SolvedSettings
 from nasbench_grow.structure.selection import select
-from nasbench_grow.structure.space import Space, Structures
-
-Newborn = Literal["initial", "zero"]
-Cost = Literal["macs", "time"]
+from nasbench_grow.structure.space import Space
 
 
 @dataclass(frozen=True)
-class ScalingSettings:
+class ScalingSettings(SolvedSettings):
     """Hyper-parameters of growing by schedule. Times are shares of the run, so that they fit runs of any length."""
 
-    structures: Structures = "both"
-    """What is grown: filters and layers, or one of them inside a network that has all of the other."""
-    periods: int = 80
-    """How often the network is restructured in a run, at most once a step."""
     growth: float = 0.05
     """Share of the run after which the schedule reaches the budget, or the peak."""
     peak: float = 1.0
@@ -46,24 +40,13 @@ class ScalingSettings:
     layer_logit: float = -1.5
     """Logit of a layer, where that of a filter is 0 and the same share of depth is bought as of width; below 0: width
     before depth."""
-    newborn: Newborn = "initial"
-    """Whether a newborn structure acts at once, by its initial weights, or is joined by zeros, so that growing leaves
-    the network's function as it was."""
     cost_aware: bool = False
     """A filter is charged for its share of the MACs instead of 1."""
-    cost: Cost = "macs"
-    """What the budget is a share of: the dense network's MACs, or the time of its training step on this device."""
-    granularity: int | None = None
-    """Widths are rounded to multiples of this; None: of what the set-up says."""
 
     def __post_init__(self) -> None:
         """Refuses a setting outside its range, or one that has no effect beside the others, with a UserError."""
-        check_choices(self, structures=Structures, newborn=Newborn, cost=Cost)
+        super().__post_init__()
         check_share(self, "growth")
-        if self.periods < 1:
-            raise UserError(f"periods {self.periods} is out of range: give 1 or more")
-        if self.granularity is not None and self.granularity < 1:
-            raise UserError(f"granularity {self.granularity} is out of range: give 1 or more, or none")
         if not self.peak >= 1:
             raise UserError(f"peak {self.peak:g} is out of range: it is a multiple of the budget, 1 or more")
         if self.peak == 1 and self.freeze is not None:
@@ -101,21 +84,9 @@ def begin(job: Job, settings: ScalingSettings) -> tuple[ElasticModel, Growing]:
             f"network once each; give up to {job.total_steps}, or train for longer"
         )
     model = job.model()
-    cost_of = None
-    if settings.cost == "time":
-        if job.price is None:
-            raise UserError("cost=time needs step times, which this run cannot measure; use cost=macs")
-        cost_of = job.price(model.space, model.dense)
-    granularity = settings.granularity or job.granularity
+    granularity, cost_of = settings.granularity or job.granularity, settings.cost_of(job, model)
     masks = ScaledMasks(model.space, settings, job.budget, granularity, job.seed, cost_of)
     return model, Growing(model, masks, job.total_steps, settings.periods, settings.newborn)
-
-
-def run(job: Job, settings: ScalingSettings) -> Run:
-    """Grows a dense backbone by schedule."""
-    model, growing = begin(job, settings)
-    yield from job.fit(model, growing)
-    return growing.finish(model)
 
 
 class ScaledMasks(Masks):
@@ -149,10 +120,9 @@ class ScaledMasks(Masks):
         noise = torch.zeros(len(self.space))
         for family in [*filters, *self.space.stages()]:
             count = len(family)
-            quantiles = (torch.arange(count).flip(0) + 0.5) / count
             order = family[torch.randperm(count, generator=self.generator)]
             seeds_first = torch.argsort(self.present[order].int(), descending=True, stable=True)
-            noise[order[seeds_first]] = torch.logit(quantiles)
+            noise[order[seeds_first]] = logistic_quantiles(count)
         return noise
 
     def _log_charges(self) -> Tensor:

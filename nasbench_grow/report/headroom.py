@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from nasbench_grow.report.block import Block, values_by_seed
+from nasbench_grow.report.block import PROTOCOL, Block, values_by_seed
 from nasbench_grow.report.statistics import estimate
 from nasbench_grow.report.tables import Part, Table
 from nasbench_grow.report.wording import MINUS, floats, number, with_interval
@@ -27,8 +27,7 @@ HOW_TO_READ = (
     f"*Captured share*: (a row {MINUS} {START}) / (the best draw {MINUS} {START}), the best by the seeds that did not "
     f"choose it, where there are any; a dash where {START} is not below it. Validation split."
 )
-COLUMNS = ["task", "backbone", "setup", "epochs", "train_samples", "budget", "row", "seeds", "val_metric"]
-COLUMNS += ["half_width", "draws_below", "captured"]
+COLUMNS = [*PROTOCOL, "budget", "row", "seeds", "val_metric", "half_width", "draws_below", "captured"]
 
 
 def headroom(blocks: list[Block]) -> Table:
@@ -70,7 +69,7 @@ def _rows(block: Block, budget: float, draws: pd.DataFrame) -> list[dict[str, An
     start = found[START].mean if START in found else math.nan
     return [
         {
-            **{column: getattr(block, column) for column in COLUMNS[:5]},
+            **{column: getattr(block, column) for column in PROTOCOL},
             "budget": budget,
             "row": row,
             "seeds": each.n,

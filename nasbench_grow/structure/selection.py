@@ -47,11 +47,11 @@ def select(
 
     def cost_of(counts: list[int], layers: list[bool]) -> float:
         if cost is None:
-            return space.macs_of(list(map(float, counts)), layers)
+            return space.macs_of(counts, layers)
         return cost(_present(space, keys, counts, layers))
 
-    counts, layers = _above_threshold(space, keys, limit, granularity, cost_of)
     enough = limit - UNUSED * (cost or space.macs)(space.full())
+    counts, layers = _above_threshold(space, keys, limit, enough, granularity, cost_of)
     layer_keys = keys[space.filters :]
     absent = [layer for layer, there in enumerate(layers) if not there and layer_keys[layer] > -torch.inf]
     for layer in sorted(absent, key=lambda layer: -float(layer_keys[layer])):
@@ -61,7 +61,7 @@ def select(
         with_layer = keys.clone()
         with_layer[space.filters :][torch.tensor(layers)] = torch.inf
         with_layer[space.filters + layer] = torch.inf
-        candidate = _above_threshold(space, with_layer, limit, granularity, cost_of)
+        candidate = _above_threshold(space, with_layer, limit, enough, granularity, cost_of)
         if cost_of(counts, layers) < cost_of(*candidate) <= limit:
             counts, layers = candidate
     return _present(space, keys, counts, layers)
@@ -77,10 +77,10 @@ def _present(space: Space, keys: Tensor, counts: list[int], layers: list[bool]) 
 
 
 def _above_threshold(
-    space: Space, keys: Tensor, limit: float, granularity: int, cost_of: CostOfCounts
+    space: Space, keys: Tensor, limit: float, enough: float, granularity: int, cost_of: CostOfCounts
 ) -> tuple[list[int], list[bool]]:
     """Width of each group and presence of each layer: what is above the lowest threshold that ``limit`` allows, and
-    what of the others still fits."""
+    what of the others still fits, in half steps of width while the cost is below ``enough``."""
     ranking = torch.argsort(keys, descending=True, stable=True)[: int((keys > -torch.inf).sum())]
     owners = _owners(space)[ranking]
 
@@ -102,9 +102,7 @@ def _above_threshold(
             high = middle - 1
     counts, layers = first(low)
     _fill(space, keys, ranking, counts, layers, limit, granularity, cost_of)
-    while granularity > 1 and limit - cost_of(counts, layers) > UNUSED * cost_of(
-        [group.size for group in space.groups], [True] * len(space.layers)
-    ):
+    while granularity > 1 and cost_of(counts, layers) < enough:
         granularity //= 2
         _fill(space, keys, ranking, counts, layers, limit, granularity, cost_of)
     return counts, layers

@@ -11,7 +11,7 @@ from any model, :mod:`nasbench_grow.structure.subnetwork` builds the networks th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -215,7 +215,7 @@ class Space:
         """The number of filters in each group and the presence of each layer: all that a cost depends on."""
         return [present[group.structures].sum().item() for group in self.groups], present[self.filters :].tolist()
 
-    def macs_of(self, counts: list[float], layers: list[bool]) -> int:
+    def macs_of(self, counts: Sequence[float], layers: Sequence[bool]) -> int:
         """MACs from what :meth:`counts` gives."""
         entries, constants, rates, layer = self._products
         lengths = constants + np.array(self._passed_on(counts, layers)) @ entries  # shape (axes, costs)
@@ -241,20 +241,20 @@ class Space:
             np.array([-1 if cost.layer is None else cost.layer for cost in self.costs], int),
         )
 
-    def kept_costs(self, counts: list[float], layers: list[bool]) -> Iterator[tuple[WeightCost, list[float]]]:
+    def kept_costs(self, counts: Sequence[float], layers: Sequence[bool]) -> Iterator[tuple[WeightCost, list[float]]]:
         """The costs that are there, each with the kept lengths of its axes."""
         counts = self._passed_on(counts, layers)
         for cost, lengths in self._lengths:
             if cost.layer is None or layers[cost.layer]:
                 yield cost, [length(counts) for length in lengths]
 
-    def _passed_on(self, counts: list[float], layers: list[bool]) -> list[float]:
+    def _passed_on(self, counts: Sequence[float], layers: Sequence[bool]) -> list[float]:
         """``counts`` with those of the channels that absent plain layers pass on in place of their own."""
-        counts = list(counts)
+        passed = list(counts)
         for index, given, got in self._bypasses:
             if not layers[index]:
-                counts[got] = counts[given]
-        return counts
+                passed[got] = passed[given]
+        return passed
 
     @cached_property
     def _lengths(self) -> list[tuple[WeightCost, list[_Length]]]:
