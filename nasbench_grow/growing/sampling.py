@@ -32,17 +32,17 @@ from nasbench_grow.structure.space import Space
 class SamplingSettings(SolvedSettings):
     """Hyper-parameters of growing. Times are shares of the run, so that they fit runs of any length."""
 
-    growth: float = 0.3
+    growth: float = 0.05
     """Share of the run over which the network grows from the seed to its budget."""
-    commit: float = 0.3
+    commit: float = 0.2
     """Share of the run after which its structure is no longer sampled, but stays."""
-    periods: int = 20
-    """How often it is sampled until then, at most once a step."""
-    turnover: float = 0.25
-    """Share of the groups and layers whose chance is drawn anew for the next period; the others keep theirs, so that
-    the network in training changes bit by bit."""
-    samples: int = 16
-    """Networks that are sampled and compared once a period: an even number."""
+    plain: float = 0.4
+    """Share of the time between the two after which plain layers stay as they are: without a skip connection, what
+    follows a layer is trained for its output or for its input, not for either."""
+    periods: int = 40
+    """How often the network is sampled until it commits, at most once a step."""
+    compared: float = 0.025
+    """Share of the run's training that comparing samples may cost; at least two are compared once a period."""
     travel: float = 8.0
     """How far a logit moves in a run if its structure alone decided the loss."""
     layer_start: float = -1.0
@@ -55,22 +55,27 @@ class SamplingSettings(SolvedSettings):
     def __post_init__(self) -> None:
         """Refuses a setting outside its range with a UserError."""
         super().__post_init__()
-        check_share(self, "growth", "commit", "turnover")
+        check_share(self, "growth", "commit", "plain", "compared")
         check_positive(self, "travel", "beta_start", "beta_growth")
-        if self.growth > self.commit:
+        if self.growth >= self.commit:
             raise UserError(
-                f"growth {self.growth:g} ends after commit {self.commit:g}, when the structure stays; "
-                f"give a commit of {self.growth:g} or more"
+                f"growth {self.growth:g} leaves no time to compare networks before the structure stays at commit "
+                f"{self.commit:g}; give a commit above {self.growth:g}"
             )
-        if self.samples < 2 or self.samples % 2:
-            raise UserError(f"samples {self.samples} is out of range: give an even number, 2 or more")
+
+    def samples(self, steps: int) -> int:
+        """How many networks are compared once a period, in a run of so many steps: an even number."""
+        period = max(1.0, steps * self.commit / self.periods)
+        forward_passes = 3 * self.compared * period / (self.commit - self.growth)
+        return max(2, 2 * round(forward_passes / 2))
 
 
 def begin(job: Job, settings: SamplingSettings, *, placebo: bool = False) -> tuple[ElasticModel, Growing]:
     """The seed of a dense backbone, and what grows it."""
     model = job.model()
     granularity, cost_of = settings.granularity or job.granularity, settings.cost_of(job, model)
-    masks = SampledMasks(model.space, settings, job.budget, granularity, job.seed, cost_of, placebo=placebo)
+    samples = settings.samples(job.total_steps)
+    masks = SampledMasks(model.space, settings, job.budget, samples, granularity, job.seed, cost_of, placebo=placebo)
     return model, Growing(model, masks, job.total_steps, round(settings.periods / settings.commit), settings.newborn)
 
 
@@ -80,12 +85,13 @@ class SampledMasks(Masks):
     Args:
         space, budget, seed, cost_of: as in :class:`~nasbench_grow.growing.growing.Masks`.
         settings: the hyper-parameters.
+        samples: networks that are compared once a period, an even number.
         granularity: of the widths (:func:`nasbench_grow.structure.selection.allowed_width`).
         placebo: what one structure learns goes to another: as much changes, but nothing is known.
 
     Attributes:
         logits: shape (groups + layers,), in the order of the space.
-        ages: the periods in which each of them was present, same shape.
+        ages: the share of the time until commit in which each of them was present, same shape.
     """
 
     def __init__(
@@ -93,6 +99,7 @@ class SampledMasks(Masks):
         space: Space,
         settings: SamplingSettings,
         budget: float,
+        samples: int,
         granularity: int,
         seed: int = 0,
         cost_of: CostOf | None = None,
@@ -100,7 +107,7 @@ class SampledMasks(Masks):
         placebo: bool = False,
     ) -> None:
         super().__init__(space, settings.structures, budget, cost_of, seed)
-        self.settings, self.granularity = settings, granularity
+        self.settings, self.samples, self.granularity = settings, samples, granularity
         groups, layers = len(space.groups), len(space.layers)
         self.logits, self.ages = torch.zeros(groups + layers), torch.zeros(groups + layers)
         self.logits[groups:] = settings.layer_start
@@ -109,37 +116,43 @@ class SampledMasks(Masks):
             self.places = torch.cat(
                 [_derangement(groups, self.generator), groups + _derangement(layers, self.generator)]
             )
-        self.noise = self._draw()
+        self.plain = torch.tensor([False] * groups + [layer.bypass is not None for layer in space.layers])
+        self.progress = self.elapsed = 0.0
         self.scores = torch.zeros(0, groups + layers)
         self.asked: list[Tensor] = []
         self.committed = False
 
     @property
     def temperatures(self) -> Tensor:
-        """beta_i = beta_0 * gamma^(t_i / T), t_i the periods in which structure i was present (section 3.2)."""
-        return self.settings.beta_start * self.settings.beta_growth ** (self.ages / self.settings.periods)
+        """beta_i = beta_0 * gamma^(t_i / T), t_i of T periods those in which structure i was present (section 3.2)."""
+        return self.settings.beta_start * self.settings.beta_growth**self.ages
 
     def target(self, progress: float) -> float:
         """Linear from the seed's cost to the budget."""
         return self.seed_cost + (self.budget - self.seed_cost) * min(1.0, progress / self.settings.growth)
 
     def resample(self, progress: float) -> Tensor:
-        """Samples the structures that train next, and those that are compared."""
+        """Samples the structures that train next and, once the network has grown, those that are compared."""
         if self.committed:
             return self.present
+        settings, still = self.settings, torch.zeros(len(self.logits))
+        self.elapsed, self.progress = progress - self.progress, progress
         target = min(self.target(progress), self.cost + LARGEST_STEP)
-        if progress >= self.settings.commit and target == self.target(progress):
+        grown = progress >= settings.growth and target == self.target(progress)
+        if grown and progress >= settings.commit:
             self.committed = True
-            self.present = self._structures(torch.zeros(len(self.logits)), target)
+            self.present = self._structures(still, target)
             return self.present
-        anew = torch.rand(len(self.logits), generator=self.generator) < self.settings.turnover
-        self.noise = torch.where(anew, self._draw(), self.noise)
-        self.present = self._structures(self.noise / self.temperatures, target)
-        self.ages += self._there(self.present)
-        half = [self._draw() for _ in range(self.settings.samples // 2)]
-        drawn = [sign * noise for noise in half for sign in (1, -1)]  # mirrored: what is even in the noise cancels out
-        self.asked = [self._structures(noise / self.temperatures, target) for noise in drawn]
-        self.scores = torch.stack([self._score(noise, there) for noise, there in zip(drawn, self.asked, strict=True)])
+        if grown and progress >= settings.growth + settings.plain * (settings.commit - settings.growth):
+            kept = self._there(self._structures(still, target)) > 0
+            self.logits = torch.where(self.plain, torch.where(kept, torch.inf, -torch.inf), self.logits)
+        self.present = self._structures(self._draw() / self.temperatures, target)
+        self.ages += self._there(self.present) * self.elapsed / settings.commit
+        if grown:
+            half = [self._draw() for _ in range(self.samples // 2)]
+            drawn = [sign * noise for noise in half for sign in (1, -1)]  # mirrored: what is even in it cancels out
+            self.asked = [self._structures(noise / self.temperatures, target) for noise in drawn]
+            self.scores = torch.stack([self._score(*pair) for pair in zip(drawn, self.asked, strict=True)])
         return self.present
 
     def _draw(self) -> Tensor:
@@ -153,7 +166,9 @@ class SampledMasks(Masks):
             return
         advantages = (losses.mean() - losses) / losses.std(correction=0).clamp(min=1e-12)
         step = (advantages[:, None] * self.scores).mean(0)
-        self.logits += self.settings.travel / self.settings.periods * step[self.places]
+        share = self.elapsed / (self.settings.commit - self.settings.growth)
+        windows = torch.where(self.plain, self.settings.plain, 1.0)
+        self.logits += self.settings.travel * share / windows * step[self.places]
 
     def _structures(self, noise: Tensor, target: float) -> Tensor:
         """The structures whose logit, ``noise`` added, is above the price at which all cost ``target``."""
@@ -206,15 +221,15 @@ class SampledMasks(Masks):
             **super().state_dict(),
             "logits": self.logits.clone(),
             "ages": self.ages.clone(),
-            "noise": self.noise.clone(),
+            "progress": self.progress,
             "committed": self.committed,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what :meth:`state_dict` gave."""
         super().load_state_dict(state)
-        self.logits, self.ages, self.noise = (state[name].clone() for name in ("logits", "ages", "noise"))
-        self.committed = state["committed"]
+        self.logits, self.ages = state["logits"].clone(), state["ages"].clone()
+        self.progress, self.committed = state["progress"], state["committed"]
 
 
 def _derangement(count: int, generator: torch.Generator) -> Tensor:
