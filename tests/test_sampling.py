@@ -22,6 +22,7 @@ from nasbench_grow.structure.gating import GatedNetwork
 from nasbench_grow.structure.space import Space
 
 DEFAULT = SamplingSettings()
+SAMPLES = 16
 
 
 @cache
@@ -35,7 +36,7 @@ def resnet20_space() -> Space:
 
 
 def follow(
-    masks: SampledMasks, loss: Callable[[Tensor], float] = lambda present: 0.0, steps: int = 40
+    masks: SampledMasks, loss: Callable[[Tensor], float] = lambda present: 0.0, steps: int = 200
 ) -> list[tuple[float, Tensor]]:
     """A run whose networks have the losses that ``loss`` gives: the share done and the structures of each period."""
     periods = []
@@ -51,7 +52,7 @@ def follow(
 @pytest.mark.parametrize("budget", [0.25, 0.5, 0.75])
 def test_the_returned_network_meets_its_budget_and_the_cost_follows_the_schedule(budget: float, seed: int) -> None:
     space = resnet20_space()
-    masks = SampledMasks(space, DEFAULT, budget, granularity=1, seed=seed)
+    masks = SampledMasks(space, DEFAULT, budget, SAMPLES, granularity=1, seed=seed)
     before = masks.cost
     for progress, present in follow(masks):
         cost = space.macs(present) / space.macs(space.full())
@@ -63,7 +64,7 @@ def test_the_returned_network_meets_its_budget_and_the_cost_follows_the_schedule
 
 
 def test_the_structure_stays_once_the_run_has_committed() -> None:
-    masks = SampledMasks(resnet20_space(), DEFAULT, 0.5, granularity=8)
+    masks = SampledMasks(resnet20_space(), DEFAULT, 0.5, SAMPLES, granularity=8)
     late = [present for progress, present in follow(masks) if progress >= DEFAULT.commit]
     assert late and all(torch.equal(present, late[0]) for present in late)
     early = [present for progress, present in follow(masks) if progress < DEFAULT.commit]
@@ -71,7 +72,7 @@ def test_the_structure_stays_once_the_run_has_committed() -> None:
 
 
 def test_a_run_of_a_few_steps_never_grows_by_more_than_a_quarter_at_once() -> None:
-    masks = SampledMasks(space_of(Plain), DEFAULT, 0.9, granularity=1)
+    masks = SampledMasks(space_of(Plain), DEFAULT, 0.9, SAMPLES, granularity=1)
     costs = [masks.cost]
     for step in range(1, 8):
         masks.resample(min(1.0, step / 4))
@@ -83,10 +84,10 @@ def test_a_run_of_a_few_steps_never_grows_by_more_than_a_quarter_at_once() -> No
 
 def test_the_samples_of_a_period_cost_the_same() -> None:
     space = resnet20_space()
-    masks = SampledMasks(space, DEFAULT, 0.5, granularity=1)
-    present = masks.resample(0.2)
+    masks = SampledMasks(space, DEFAULT, 0.5, SAMPLES, granularity=1)
+    present = masks.resample(0.1)
     costs = [space.macs(rival) / space.macs(space.full()) for rival in (present, *masks.rivals())]
-    assert len(costs) == 1 + DEFAULT.samples and max(costs) - min(costs) < 0.01
+    assert len(costs) == 1 + SAMPLES and max(costs) - min(costs) < 0.01
 
 
 def width(space: Space, present: Tensor, group: int) -> float:
@@ -98,7 +99,7 @@ def width(space: Space, present: Tensor, group: int) -> float:
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_a_group_whose_width_lowers_the_loss_becomes_wide(group: int, scale: float) -> None:
     space = space_of(Plain)
-    masks = SampledMasks(space, DEFAULT, 0.5, granularity=1)
+    masks = SampledMasks(space, DEFAULT, 0.5, SAMPLES, granularity=1)
     follow(masks, lambda present: 5.0 - scale * width(space, present, group))
     widths = [width(space, masks.present, index) for index in range(len(space.groups))]
     assert masks.logits.argmax() == group and max(widths) == widths[group]
@@ -107,16 +108,16 @@ def test_a_group_whose_width_lowers_the_loss_becomes_wide(group: int, scale: flo
 @pytest.mark.parametrize("worth", [1.0, -1.0])
 def test_a_layer_stays_if_it_lowers_the_loss_and_goes_if_it_raises_it(worth: float) -> None:
     space = space_of(Residual)
-    masks = SampledMasks(space, DEFAULT, 0.5, granularity=1, seed=1)
+    masks = SampledMasks(space, DEFAULT, 0.5, SAMPLES, granularity=1, seed=1)
     follow(masks, lambda present: 2.0 - worth * float(present[space.filters + 1]))
     assert bool(masks.present[space.filters + 1]) == (worth > 0)
 
 
 def test_a_placebo_gives_the_evidence_on_one_structure_to_another() -> None:
     space = space_of(Plain)
-    masks = SampledMasks(space, DEFAULT, 0.5, granularity=1, placebo=True)
+    masks = SampledMasks(space, DEFAULT, 0.5, SAMPLES, granularity=1, placebo=True)
     follow(masks, lambda present: -width(space, present, 0))
-    learnt = SampledMasks(space, DEFAULT, 0.5, granularity=1)
+    learnt = SampledMasks(space, DEFAULT, 0.5, SAMPLES, granularity=1)
     follow(learnt, lambda present: -width(space, present, 0))
     assert learnt.logits.argmax() == 0
     assert masks.logits[: len(space.groups)].argmax() != 0, "the group that pays gains nothing of it"
@@ -125,7 +126,7 @@ def test_a_placebo_gives_the_evidence_on_one_structure_to_another() -> None:
 
 
 def test_losses_that_do_not_differ_teach_nothing() -> None:
-    masks = SampledMasks(space_of(Residual), DEFAULT, 0.5, granularity=1)
+    masks = SampledMasks(space_of(Residual), DEFAULT, 0.5, SAMPLES, granularity=1)
     start = masks.logits.clone()
     follow(masks, lambda present: 1.0)
     assert torch.allclose(masks.logits, start, atol=1e-4)
@@ -133,15 +134,15 @@ def test_losses_that_do_not_differ_teach_nothing() -> None:
 
 def test_a_temperature_rises_with_the_periods_in_which_its_structure_was_present() -> None:
     space = space_of(Residual)
-    masks = SampledMasks(space, replace(DEFAULT, layer_start=-2.0), 0.5, granularity=1)
+    masks = SampledMasks(space, replace(DEFAULT, layer_start=-2.0), 0.5, SAMPLES, granularity=1)
     periods = [present for progress, present in follow(masks) if progress < DEFAULT.commit]
     seen = torch.stack(periods)[:, space.filters :].sum(0)
-    expected = DEFAULT.beta_growth ** (seen / DEFAULT.periods)
-    assert torch.allclose(masks.temperatures[len(space.groups) :], expected.float())
+    expected = DEFAULT.beta_growth ** (seen / len(periods))
+    assert torch.allclose(masks.temperatures[len(space.groups) :], expected.float(), rtol=0.05)
 
 
 def test_masks_that_are_taken_up_again_go_on_as_they_would_have() -> None:
-    masks, again = (SampledMasks(space_of(Residual), DEFAULT, 0.5, granularity=1, seed=seed) for seed in (4, 9))
+    masks, again = (SampledMasks(space_of(Residual), DEFAULT, 0.5, SAMPLES, granularity=1, seed=seed) for seed in (4, 9))
 
     def go_on(masks: SampledMasks, progress: float) -> list[Tensor]:
         present = masks.resample(progress)
@@ -149,10 +150,10 @@ def test_masks_that_are_taken_up_again_go_on_as_they_would_have() -> None:
         masks.learn(torch.stack([rival.float().sum() for rival in rivals]))
         return [present, *rivals]
 
-    for progress in (0.1, 0.15):
+    for progress in (0.08, 0.1):
         go_on(masks, progress)
     again.load_state_dict(masks.state_dict())
-    for progress in (0.2, 0.25):
+    for progress in (0.12, 0.14):
         pairs = zip(go_on(masks, progress), go_on(again, progress), strict=True)
         assert all(torch.equal(one, other) for one, other in pairs)
     assert torch.equal(masks.logits, again.logits)
@@ -172,7 +173,7 @@ class Watched(Growing):
 def test_what_is_compared_is_billed_as_forward_passes() -> None:
     job = small_job(Residual, epochs=4, steps=5)
     model = job.model()
-    masks = SampledMasks(model.space, DEFAULT, job.budget, granularity=1)
+    masks = SampledMasks(model.space, DEFAULT, job.budget, SAMPLES, granularity=1)
     growing = Watched(model, masks, job.total_steps, periods=job.total_steps)
     for _ in job.fit(model, growing):
         pass
@@ -198,7 +199,7 @@ def test_a_group_that_a_normalised_convolution_takes_in_has_gates_whose_gradient
 @pytest.mark.parametrize("structures", ["filters", "layers"])
 def test_what_is_not_grown_is_there_from_the_start(structures: Any) -> None:
     space = space_of(Residual)
-    masks = SampledMasks(space, replace(DEFAULT, structures=structures), 0.75, granularity=1)
+    masks = SampledMasks(space, replace(DEFAULT, structures=structures), 0.75, SAMPLES, granularity=1)
     fixed = slice(space.filters, None) if structures == "filters" else slice(0, space.filters)
     assert all(present[fixed].all() for _, present in follow(masks))
     assert masks.cost <= 0.75 + 1e-9

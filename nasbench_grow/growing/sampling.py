@@ -32,13 +32,10 @@ from nasbench_grow.structure.space import Space
 class SamplingSettings(SolvedSettings):
     """Hyper-parameters of growing. Times are shares of the run, so that they fit runs of any length."""
 
-    growth: float = 0.05
+    growth: float = 0.02
     """Share of the run over which the network grows from the seed to its budget."""
-    commit: float = 0.2
+    commit: float = 0.1
     """Share of the run after which its structure is no longer sampled, but stays."""
-    plain: float = 0.4
-    """Share of the time between the two after which plain layers stay as they are: without a skip connection, what
-    follows a layer is trained for its output or for its input, not for either."""
     periods: int = 40
     """How often the network is sampled until it commits, at most once a step."""
     compared: float = 0.025
@@ -55,7 +52,7 @@ class SamplingSettings(SolvedSettings):
     def __post_init__(self) -> None:
         """Refuses a setting outside its range with a UserError."""
         super().__post_init__()
-        check_share(self, "growth", "commit", "plain", "compared")
+        check_share(self, "growth", "commit", "compared")
         check_positive(self, "travel", "beta_start", "beta_growth")
         if self.growth >= self.commit:
             raise UserError(
@@ -116,7 +113,6 @@ class SampledMasks(Masks):
             self.places = torch.cat(
                 [_derangement(groups, self.generator), groups + _derangement(layers, self.generator)]
             )
-        self.plain = torch.tensor([False] * groups + [layer.bypass is not None for layer in space.layers])
         self.progress = self.elapsed = 0.0
         self.scores = torch.zeros(0, groups + layers)
         self.asked: list[Tensor] = []
@@ -135,17 +131,14 @@ class SampledMasks(Masks):
         """Samples the structures that train next and, once the network has grown, those that are compared."""
         if self.committed:
             return self.present
-        settings, still = self.settings, torch.zeros(len(self.logits))
+        settings = self.settings
         self.elapsed, self.progress = progress - self.progress, progress
         target = min(self.target(progress), self.cost + LARGEST_STEP)
         grown = progress >= settings.growth and target == self.target(progress)
         if grown and progress >= settings.commit:
             self.committed = True
-            self.present = self._structures(still, target)
+            self.present = self._structures(torch.zeros(len(self.logits)), target)
             return self.present
-        if grown and progress >= settings.growth + settings.plain * (settings.commit - settings.growth):
-            kept = self._there(self._structures(still, target)) > 0
-            self.logits = torch.where(self.plain, torch.where(kept, torch.inf, -torch.inf), self.logits)
         self.present = self._structures(self._draw() / self.temperatures, target)
         self.ages += self._there(self.present) * self.elapsed / settings.commit
         if grown:
@@ -154,6 +147,11 @@ class SampledMasks(Masks):
             self.asked = [self._structures(noise / self.temperatures, target) for noise in drawn]
             self.scores = torch.stack([self._score(*pair) for pair in zip(drawn, self.asked, strict=True)])
         return self.present
+
+    def starts_anew(self) -> bool:
+        """When a network with plain layers commits: without a skip connection, what follows a layer is trained for its
+        output or for its input, and weights that had to serve both serve neither."""
+        return self.committed and any(layer.bypass is not None for layer in self.space.layers)
 
     def _draw(self) -> Tensor:
         """Logistic noise: s + noise / beta > 0 with the probability sigmoid(beta s). Shape (groups + layers,)."""
@@ -167,8 +165,7 @@ class SampledMasks(Masks):
         advantages = (losses.mean() - losses) / losses.std(correction=0).clamp(min=1e-12)
         step = (advantages[:, None] * self.scores).mean(0)
         share = self.elapsed / (self.settings.commit - self.settings.growth)
-        windows = torch.where(self.plain, self.settings.plain, 1.0)
-        self.logits += self.settings.travel * share / windows * step[self.places]
+        self.logits += self.settings.travel * share * step[self.places]
 
     def _structures(self, noise: Tensor, target: float) -> Tensor:
         """The structures whose logit, ``noise`` added, is above the price at which all cost ``target``."""
