@@ -16,7 +16,6 @@ the paper's, :mod:`nasbench_grow.growing.scaling` a schedule that learns nothing
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from typing import Any, cast
 
@@ -93,10 +92,6 @@ class Masks(ABC):
     def learn(self, losses: Tensor) -> None:  # noqa: B027 (masks without rivals have nothing to do)
         """Takes up the losses of the rivals on one batch, shape (rivals,)."""
 
-    def starts_anew(self) -> bool:
-        """Whether the structures that :meth:`resample` last chose train from their initial weights."""
-        return False
-
     def harden(self) -> Tensor:
         """The structures of the network to return."""
         return self.present
@@ -149,7 +144,6 @@ class Growing(Callback):
         self.period = -(-steps // min(periods, steps))
         self.restructured_at = 0
         self.largest_step = 0.0
-        self._initial = copy.deepcopy(model.dense.state_dict())
         self._gated: GatedNetwork | None = None
         self._rivals: list[Tensor] = []
         self._compared = 0
@@ -161,12 +155,7 @@ class Growing(Callback):
         if step // self.period > self.restructured_at // self.period:
             self.restructured_at, cost = step, self.masks.cost
             with torch.profiler.record_function("restructuring"):
-                settled = self.masks.starts_anew()
-                present = self.masks.resample(step / self.steps)
-                if self.masks.starts_anew() and not settled:
-                    model.restart(present, self._initial)
-                else:
-                    model.resize(present, self.newborn)
+                model.resize(self.masks.resample(step / self.steps), self.newborn)
             self.largest_step = max(self.largest_step, abs(self.masks.cost - cost))
             self._rivals = self.masks.rivals()
 

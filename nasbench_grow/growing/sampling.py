@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -32,9 +33,9 @@ from nasbench_grow.structure.space import Space
 class SamplingSettings(SolvedSettings):
     """Hyper-parameters of growing. Times are shares of the run, so that they fit runs of any length."""
 
-    growth: float = 0.02
+    growth: float = 0.05
     """Share of the run over which the network grows from the seed to its budget."""
-    commit: float = 0.1
+    commit: float = 0.2
     """Share of the run after which its structure is no longer sampled, but stays."""
     periods: int = 40
     """How often the network is sampled until it commits, at most once a step."""
@@ -108,11 +109,12 @@ class SampledMasks(Masks):
         groups, layers = len(space.groups), len(space.layers)
         self.logits, self.ages = torch.zeros(groups + layers), torch.zeros(groups + layers)
         self.logits[groups:] = settings.layer_start
+        plain = torch.tensor([layer.bypass is not None for layer in space.layers], dtype=torch.bool)
+        self.logits[groups:][plain] = self._settled()[plain]
         self.places = torch.arange(groups + layers)
         if placebo:
-            self.places = torch.cat(
-                [_derangement(groups, self.generator), groups + _derangement(layers, self.generator)]
-            )
+            for part in (torch.arange(groups), groups + torch.nonzero(~plain).flatten()):
+                self.places[part] = part[_derangement(len(part), self.generator)]
         self.progress = self.elapsed = 0.0
         self.scores = torch.zeros(0, groups + layers)
         self.asked: list[Tensor] = []
@@ -122,6 +124,23 @@ class SampledMasks(Masks):
     def temperatures(self) -> Tensor:
         """beta_i = beta_0 * gamma^(t_i / T), t_i of T periods those in which structure i was present (section 3.2)."""
         return self.settings.beta_start * self.settings.beta_growth**self.ages
+
+    def _settled(self) -> Tensor:
+        """Logits of the layers if all are plain, infinite for good: in are those without which the widest filters would
+        not spend the budget, the first ones of every stage first. Shape (layers,).
+
+        Plain layers are not sampled. Without a skip connection, what follows a layer is trained for its output or for
+        its input; weights that have to serve both serve neither, and prefer what is most like the average sample.
+        """
+        widest, logits = self.space.full(), torch.full((len(self.space.layers),), -torch.inf)
+        plain = [index for index, layer in enumerate(self.space.layers) if layer.bypass is not None]
+        widest[self.space.filters + torch.tensor(plain, dtype=torch.int64)] = False
+        for number in (number for rank in zip_longest(*self.space.stages()) for number in rank if number is not None):
+            if self.cost_of(widest) >= self.budget * self.dense_cost:
+                break
+            widest[number] = True
+            logits[number - self.space.filters] = torch.inf
+        return logits
 
     def target(self, progress: float) -> float:
         """Linear from the seed's cost to the budget."""
@@ -147,11 +166,6 @@ class SampledMasks(Masks):
             self.asked = [self._structures(noise / self.temperatures, target) for noise in drawn]
             self.scores = torch.stack([self._score(*pair) for pair in zip(drawn, self.asked, strict=True)])
         return self.present
-
-    def starts_anew(self) -> bool:
-        """When a network with plain layers commits: without a skip connection, what follows a layer is trained for its
-        output or for its input, and weights that had to serve both serve neither."""
-        return self.committed and any(layer.bypass is not None for layer in self.space.layers)
 
     def _draw(self) -> Tensor:
         """Logistic noise: s + noise / beta > 0 with the probability sigmoid(beta s). Shape (groups + layers,)."""

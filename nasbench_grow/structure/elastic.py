@@ -105,11 +105,6 @@ class ElasticModel:
         carry_optimizer(self.space, old, (present, self.network, self.optimizer))
         carry_state(self.space, old[:2], (present, self.network))
 
-    def restart(self, present: Tensor, weights: dict[str, Tensor]) -> None:
-        """Makes ``present`` the structures that train from now on, from these weights of the dense model."""
-        self.dense.load_state_dict(weights)
-        self._take_up(present)
-
     def variants(self, structures: Iterable[Tensor]) -> Iterator[nn.Module]:
         """Sub-networks of other structures with the weights as they are now, to look at: they do not train, and what
         they change of their own (running statistics) is dropped with them."""
