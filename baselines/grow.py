@@ -11,7 +11,7 @@ from nasbench_grow.growing.method import GrowingMethod
 
 
 class Grow(GrowingMethod):
-    """Samples sub-networks while the network grows, and learns from their losses which widths and layers pay."""
+    """Grows to the budget, then samples sub-networks and learns from their losses which widths and layers pay."""
 
     name = "grow"
     summary = "grow filters and layers from a one-filter seed to the budget, where they lower the loss; no fine-tuning"

@@ -16,7 +16,7 @@ from nasbench_grow.harness import dense, registry
 from nasbench_grow.harness.cell import Cell
 from nasbench_grow.tasks.digits import Digits
 
-CELL = Cell("dense", "digits", "cifar_resnet20", 0.5, seed=0, epochs=2, train_samples=64)
+CELL = Cell("dense", "digits", "cifar_resnet20", 0.5, seed=0, epochs=2, train_periods=64)
 
 
 def test_the_run_key_is_the_same_for_equal_cells():
@@ -113,8 +113,8 @@ def test_what_a_setting_resolves_to_is_part_of_the_run_key(monkeypatch):
     "spellings",
     [
         ("grow", f"grow[growth={Default.growth}]", f"grow[periods={Default.periods}, growth={Default.growth}0]"),
-        ("grow[growth=0.25,samples=6]", "grow[ samples = 6, growth=0.250 ]"),
-        ("placebo[samples=6]", f"placebo[growth={Default.growth},samples=6]"),
+        ("grow[growth=0.25,periods=6]", "grow[ periods = 6, growth=0.250 ]"),
+        ("placebo[periods=6]", f"placebo[growth={Default.growth},periods=6]"),
         *((name, f"{name}[granularity=8]") for name in ("grow", "placebo", "scaled")),  # as the set-up has it
         ("grow-paper", f"grow-paper[periods={RelaxationSettings.periods}]"),
         ("retrain", "retrain[of=grow]", f"retrain[of=grow[growth={Default.growth}]]"),
@@ -129,7 +129,7 @@ def test_however_it_is_spelt_a_method_is_one_cell(spellings):
 
 
 def test_other_settings_are_other_cells_of_the_same_comparison():
-    names = ["grow", "grow[growth=0.25]", "grow[growth=0.25,samples=6]", "retrain", "retrain[of=grow[growth=0.25]]"]
+    names = ["grow", "grow[growth=0.25]", "grow[growth=0.25,periods=6]", "retrain", "retrain[of=grow[growth=0.25]]"]
     names += ["placebo", "retrain[of=placebo]", "scaled", "random", "random[draw=0]", "random[draw=1]"]
     cells = [small_cell(method=name, budget=0.5) for name in names]
     assert len({cell.run_key() for cell in cells}) == len({cell.method_key() for cell in cells}) == len(cells)

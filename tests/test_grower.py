@@ -23,7 +23,7 @@ from nasbench_grow.growing.sampling import SamplingSettings
 from nasbench_grow.growing.scaling import ScalingSettings
 from nasbench_grow.structure.subnetwork import extract
 
-RELAXED, SCALED, SAMPLED = RelaxationSettings(periods=8), ScalingSettings(), SamplingSettings(samples=4)
+RELAXED, SCALED, SAMPLED = RelaxationSettings(periods=8), ScalingSettings(), SamplingSettings()
 KINDS = {"relaxation": RELAXED, "scaling": SCALED, "sampling": SAMPLED}
 every = pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
 
@@ -357,7 +357,7 @@ def test_the_mean_loss_of_the_epoch_is_told():
 @pytest.mark.parametrize("stop", [4, 7, 9], ids=["at a period's end", "within a period", "within another"])
 @pytest.mark.parametrize(
     "settings",
-    [RELAXED, replace(SCALED, periods=8, growth=1.0), replace(SAMPLED, periods=7, growth=0.8, commit=0.9)],
+    [RELAXED, replace(SCALED, periods=8, growth=1.0), replace(SAMPLED, periods=7, growth=0.8, search=0.1)],
     ids=KINDS,
 )
 def test_a_run_continues_bit_by_bit_from_what_was_kept(settings, stop):

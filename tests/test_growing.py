@@ -34,7 +34,7 @@ from nasbench_grow import (
 )
 from nasbench_grow.growing.api import Grown
 
-KINDS = {"relaxation": RelaxationSettings(), "scaling": ScalingSettings(), "sampling": SamplingSettings(samples=4)}
+KINDS = {"relaxation": RelaxationSettings(), "scaling": ScalingSettings(), "sampling": SamplingSettings()}
 every = pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
 
 

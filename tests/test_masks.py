@@ -29,7 +29,7 @@ from nasbench_grow.structure.space import Space
 
 RELAXED = RelaxationSettings()
 SLOW = ScalingSettings(growth=0.5)
-SAMPLED = SamplingSettings(growth=0.6, commit=0.9, samples=4)
+SAMPLED = SamplingSettings(growth=0.6, search=0.3)
 
 
 @cache
@@ -54,7 +54,7 @@ def scaled(settings: ScalingSettings = SLOW, net: type = Plain, **changes: Any) 
 
 
 def sampled(net: type = Plain, **changes: Any) -> SampledMasks:
-    arguments = {"settings": SAMPLED, "budget": 0.5, "granularity": 1, "seed": 0, **changes}
+    arguments = {"settings": SAMPLED, "budget": 0.5, "samples": 4, "granularity": 1, "seed": 0, **changes}
     return SampledMasks(space_of(net), **arguments)
 
 

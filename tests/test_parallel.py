@@ -78,7 +78,7 @@ def segmentation_gradients(part: slice) -> dict[str, Tensor]:
 def everything(part: slice) -> dict[str, Tensor]:
     made = from_first(lambda: torch.tensor(float(part.start == 0)))
     gated = growth(part, RelaxationSettings(periods=10, mask_learning_rate=1.0))
-    sampled = growth(part, SamplingSettings(growth=0.5, commit=0.7, samples=4, periods=10))
+    sampled = growth(part, SamplingSettings(growth=0.5, search=0.2, periods=10))
     figures = {**two_steps(part), **segmentation_gradients(part), "made by the first": made}
     return {**figures, "grown by gates": gated, "grown by samples": sampled}
 

@@ -183,7 +183,7 @@ def test_silent_newborn_units_leave_the_function_as_it_was():
 
 @pytest.mark.parametrize(
     "settings",
-    [ScalingSettings(growth=0.5), SamplingSettings(growth=0.5, commit=0.5, samples=4)],
+    [ScalingSettings(growth=0.5), SamplingSettings(growth=0.3, search=0.2)],
     ids=["scaling", "sampling"],
 )
 def test_growing_carries_the_state_over_its_restructurings(settings):

@@ -48,6 +48,13 @@ def follow(
     return periods
 
 
+def grown(masks: SampledMasks) -> SampledMasks:
+    """The same masks at the end of growth, when networks begin to be compared."""
+    for step in range(8):
+        masks.resample(DEFAULT.growth * step / 8)
+    return masks
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("budget", [0.25, 0.5, 0.75])
 def test_the_returned_network_meets_its_budget_and_the_cost_follows_the_schedule(budget: float, seed: int) -> None:
@@ -85,9 +92,47 @@ def test_a_run_of_a_few_steps_never_grows_by_more_than_a_quarter_at_once() -> No
 def test_the_samples_of_a_period_cost_the_same() -> None:
     space = resnet20_space()
     masks = SampledMasks(space, DEFAULT, 0.5, SAMPLES, granularity=1)
-    present = masks.resample(0.1)
+    present = grown(masks).resample(0.1)
     costs = [space.macs(rival) / space.macs(space.full()) for rival in (present, *masks.rivals())]
     assert len(costs) == 1 + SAMPLES and max(costs) - min(costs) < 0.01
+
+
+def test_whatever_the_width_of_a_group_it_is_its_first_filters_that_are_there() -> None:
+    space = space_of(Residual)
+    masks = grown(SampledMasks(space, DEFAULT, 0.5, samples=4, granularity=1))
+    for progress in (0.08, 0.1, 0.25):
+        for present in (masks.resample(progress), *masks.rivals()):
+            for group in space.groups:
+                there = present[group.structures].int()
+                assert there[0] == 1 and (there.diff() <= 0).all()
+
+
+def test_networks_are_compared_only_once_the_network_has_grown() -> None:
+    masks = SampledMasks(space_of(Residual), DEFAULT, 0.5, samples=2, granularity=1)
+    compared = []
+    for step in range(200):
+        masks.resample(step / 200)
+        compared.append(bool(masks.rivals()))
+    first, last = round(200 * DEFAULT.growth), round(200 * DEFAULT.commit)
+    assert compared == [first <= step < last for step in range(200)]
+
+
+@pytest.mark.parametrize("steps", [500, 4_000, 20_000])
+def test_comparisons_cost_their_share_of_the_run(steps: int) -> None:
+    share = DEFAULT.samples(steps) * min(DEFAULT.periods, DEFAULT.search * steps) / 3 / steps
+    assert DEFAULT.samples(steps) % 2 == 0
+    assert share == pytest.approx(DEFAULT.compared, rel=0.1) or DEFAULT.samples(steps) == 2
+
+
+def test_layers_come_the_later_the_lower_they_start() -> None:
+    space = space_of(Residual)
+
+    def layers(start: float) -> int:
+        masks = grown(SampledMasks(space, replace(DEFAULT, layer_start=start), 0.2, samples=8, granularity=1))
+        masks.resample(0.1)
+        return sum(int(rival[space.filters :].sum()) for rival in masks.rivals())
+
+    assert layers(-4.0) < layers(-1.0) < layers(2.0)
 
 
 def width(space: Space, present: Tensor, group: int) -> float:
@@ -125,6 +170,55 @@ def test_a_placebo_gives_the_evidence_on_one_structure_to_another() -> None:
     assert abs(masks.cost - 0.5) <= 0.02
 
 
+def test_a_placebo_moves_as_much_as_what_it_is_a_placebo_for_but_nothing_at_its_own_place() -> None:
+    space = space_of(Residual)
+    groups = len(space.groups)
+    settings = replace(DEFAULT, layer_start=0.0)
+    masks, placebo = (SampledMasks(space, settings, 0.2, 4, granularity=1, placebo=each) for each in (False, True))
+    placebo.load_state_dict(grown(masks).state_dict())
+    weights = torch.randn(len(space), generator=torch.Generator().manual_seed(0))
+    for each in (masks, placebo):
+        each.resample(0.1)
+        each.learn(torch.stack([rival.float() @ weights for rival in each.rivals()]))
+    for part in (slice(0, groups), slice(groups, None)):
+        assert (masks.logits[part].abs() > 1e-3).all()
+        assert torch.allclose(masks.logits[part].sort().values, placebo.logits[part].sort().values)
+        assert not torch.isclose(masks.logits[part], placebo.logits[part]).any()
+
+
+def test_the_evidence_of_a_placebo_goes_to_other_places_for_another_seed() -> None:
+    space = resnet20_space()
+    places = [SampledMasks(space, DEFAULT, 0.5, 2, granularity=1, seed=seed, placebo=True).places for seed in range(5)]
+    assert len({str(each.tolist()) for each in places}) == 5
+    assert all((each != torch.arange(len(each))).all() for each in places)
+
+
+@pytest.mark.parametrize("scale, offset", [(1e3, 0.0), (1.0, 100.0), (0.01, -3.0)])
+def test_neither_the_scale_nor_the_offset_of_the_losses_matters(scale: float, offset: float) -> None:
+    space = space_of(Residual)
+    weights = torch.randn(len(space), generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    one, other = (SampledMasks(space, DEFAULT, 0.5, samples=4, granularity=1) for _ in range(2))
+    for progress in (0.04, 0.08, 0.12, 0.16, 0.19, 0.2):
+        assert torch.equal(one.resample(progress), other.resample(progress))
+        rivals = one.rivals()
+        if other.rivals():
+            losses = torch.stack([rival.double() @ weights for rival in rivals])
+            one.learn(losses)
+            other.learn(scale * losses + offset)
+    assert one.committed and torch.allclose(one.logits, other.logits, atol=1e-4)
+    assert (one.logits[: len(space.groups)].abs() > 0.1).any()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_rival_whose_loss_is_no_number_teaches_nothing_and_growth_goes_on(value: float) -> None:
+    space = space_of(Plain)
+    masks = SampledMasks(space, DEFAULT, 0.5, SAMPLES, granularity=1)
+    once = iter([value])
+    follow(masks, lambda present: next(once, -width(space, present, 0)))
+    assert masks.logits.isfinite().all() and masks.logits.argmax() == 0
+    assert abs(masks.cost - 0.5) <= 0.02
+
+
 def test_losses_that_do_not_differ_teach_nothing() -> None:
     masks = SampledMasks(space_of(Residual), DEFAULT, 0.5, SAMPLES, granularity=1)
     start = masks.logits.clone()
@@ -142,7 +236,9 @@ def test_a_temperature_rises_with_the_periods_in_which_its_structure_was_present
 
 
 def test_masks_that_are_taken_up_again_go_on_as_they_would_have() -> None:
-    masks, again = (SampledMasks(space_of(Residual), DEFAULT, 0.5, SAMPLES, granularity=1, seed=seed) for seed in (4, 9))
+    masks, again = (
+        SampledMasks(space_of(Residual), DEFAULT, 0.5, SAMPLES, granularity=1, seed=seed) for seed in (4, 9)
+    )
 
     def go_on(masks: SampledMasks, progress: float) -> list[Tensor]:
         present = masks.resample(progress)
@@ -150,6 +246,7 @@ def test_masks_that_are_taken_up_again_go_on_as_they_would_have() -> None:
         masks.learn(torch.stack([rival.float().sum() for rival in rivals]))
         return [present, *rivals]
 
+    grown(masks)
     for progress in (0.08, 0.1):
         go_on(masks, progress)
     again.load_state_dict(masks.state_dict())
@@ -194,6 +291,19 @@ def test_a_group_that_a_normalised_convolution_takes_in_has_gates_whose_gradient
         assert slopes[group.structures].sum().abs() < 1e-3 * slopes[group.structures].abs().sum()
     last = slopes[space.groups[2].structures]
     assert last.sum().abs() > 0.01 * last.abs().sum()
+
+
+@pytest.mark.parametrize(("budget", "layers"), [(0.15, 0), (0.5, 3), (0.95, 8)])
+def test_plain_layers_are_in_where_the_widest_filters_do_not_spend_the_budget_and_stay(
+    budget: float, layers: int
+) -> None:
+    space = discover(create("cifar_vgg16_bn", 10, 3), torch.zeros(1, 3, 16, 16))
+    masks = SampledMasks(space, DEFAULT, budget, samples=2, granularity=8)
+    kept = {
+        tuple(present[space.filters :].tolist()) for progress, present in follow(masks) if progress > DEFAULT.growth
+    }
+    (there,) = kept
+    assert sum(there) == layers and abs(masks.cost - budget) <= 0.02
 
 
 @pytest.mark.parametrize("structures", ["filters", "layers"])

@@ -29,7 +29,7 @@ GRID = Grid(
     budgets=(0.5,),
     seeds=(0,),
     epochs=1,
-    train_samples=64,
+    train_periods=64,
     methods=("dense", "grow"),
 )
 
@@ -104,10 +104,10 @@ def test_a_value_of_the_wrong_type_is_refused_in_one_line(setting: str, text: st
 
 
 def test_a_method_has_the_settings_of_its_name() -> None:
-    grow = registry.method("grow[ samples = 6, growth=0.250 ]")
+    grow = registry.method("grow[ periods = 6, growth=0.250 ]")
     assert isinstance(grow, Grow)
-    assert str(grow) == "grow[growth=0.25,samples=6]"
-    assert grow.settings == SamplingSettings(growth=0.25, samples=6)
+    assert str(grow) == "grow[growth=0.25,periods=6]"
+    assert grow.settings == SamplingSettings(growth=0.25, periods=6)
     assert str(registry.method(str(grow))) == str(grow)
     assert registry.method("grow").settings == SamplingSettings(), "the method itself stays as it was"
     placebo = registry.method("placebo[growth=0.25]")
@@ -117,9 +117,9 @@ def test_a_method_has_the_settings_of_its_name() -> None:
     assert isinstance(scaled, Scaled) and scaled.settings == ScalingSettings(layer_logit=-4)
     paper = registry.method("grow-paper[periods=20]")
     assert isinstance(paper, GrowPaper) and paper.settings == RelaxationSettings(periods=20)
-    retrain = registry.method("retrain[of=grow[samples=6,growth=.25]]")
-    assert retrain.source == "grow[growth=0.25,samples=6]"
-    assert str(retrain) == "retrain[of=grow[growth=0.25,samples=6]]"
+    retrain = registry.method("retrain[of=grow[periods=6,growth=.25]]")
+    assert retrain.source == "grow[growth=0.25,periods=6]"
+    assert str(retrain) == "retrain[of=grow[growth=0.25,periods=6]]"
     assert registry.method("retrain[of=placebo]").source == "placebo"
     for name in ("grow", "placebo", "scaled"):
         assert registry.method(f"{name}[cost=time]").budget_of == "time"
@@ -147,14 +147,13 @@ def test_every_registered_method_can_be_had_without_settings_and_says_what_can_b
         ("grow[granularity=0]", "granularity 0 is out of range: give 1 or more"),
         ("grow[granularity=2.5]", "granularity of grow cannot be 2.5 (allowed: a whole number or none)"),
         ("grow[newborn=quiet]", "newborn of grow cannot be quiet (allowed: initial, zero)"),
-        ("grow[samples=5]", "samples 5 is out of range: give an even number, 2 or more"),
-        ("grow[growth=0.6,commit=0.5]", "growth 0.6 ends after commit 0.5, when the structure stays; give a commit of"),
+        ("grow[growth=0.6,search=0.5]", "growth 0.6 and search 0.5 leave nothing of the run to train what was found"),
         ("random[draw=first]", "draw of random cannot be first (allowed: a whole number or none)"),
         # settings of another method, or of none any more
         ("grow[masks=paper]", "unknown setting of grow 'masks'"),
         ("grow[selectivity=1]", "unknown setting of grow 'selectivity'"),
         ("grow[peak=2]", "unknown setting of grow 'peak'"),
-        ("scaled[samples=4]", "unknown setting of scaled 'samples'"),
+        ("scaled[search=0.2]", "unknown setting of scaled 'search'"),
         ("grow-paper[selectivity=1]", "unknown setting of grow-paper 'selectivity'"),
         ("grow-paper[growth=0.3]", "unknown setting of grow-paper 'growth'"),
         # settings without effect, or in contradiction
@@ -186,12 +185,12 @@ def test_what_makes_no_sense_is_refused_in_one_line(name: str, words: str) -> No
 
 
 def test_settings_run_wherever_their_method_would() -> None:
-    changed = "grow[growth=0.25,samples=6]"
+    changed = "grow[growth=0.25,periods=6]"
     everything = Profile("all", "for tests", (GRID,))
-    assert [cell.method for cell in cells_of(everything, methods=["grow[samples=6,growth=.25]", "grow"])] == [
+    assert [cell.method for cell in cells_of(everything, methods=["grow[periods=6,growth=.25]", "grow"])] == [
         "grow", changed,
     ]  # fmt: skip
-    listed = Profile("listed", "for tests", (dataclasses.replace(GRID, methods=("grow[samples=6,growth=.25]",)),))
+    listed = Profile("listed", "for tests", (dataclasses.replace(GRID, methods=("grow[periods=6,growth=.25]",)),))
     assert [cell.method for cell in cells_of(listed)] == [changed]
     with pytest.raises(UserError, match="no cell"):
         cells_of(listed, methods=["uniform"])
@@ -210,9 +209,9 @@ def test_settings_go_from_the_command_line_to_the_record(tmp_path, capsys) -> No
 
 
 def test_names_in_a_list_are_split_outside_of_brackets_only(tmp_path, capsys) -> None:
-    methods = "retrain[of=grow[growth=0.25,samples=6]], grow[growth=0.25,samples=6] ,dense"
+    methods = "retrain[of=grow[growth=0.25,periods=6]], grow[growth=0.25,periods=6] ,dense"
     words = ["reproduce", "--profile", "smoke", "--tasks", "digits", "--methods", methods]
     words += ["--results", str(tmp_path), "--dry-run"]
     assert cli.main(words) == 0
     shown = [line.partition(" digits")[0] for line in capsys.readouterr().out.splitlines()[:-1]]
-    assert shown == ["dense", "grow[growth=0.25,samples=6]", "retrain[of=grow[growth=0.25,samples=6]]"]
+    assert shown == ["dense", "grow[growth=0.25,periods=6]", "retrain[of=grow[growth=0.25,periods=6]]"]

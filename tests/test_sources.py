@@ -80,8 +80,8 @@ def epochs_of(store, cell):
 def test_a_cell_and_its_source_differ_in_the_method_alone():
     assert RETRAIN.source() == SHORT.source() == GROW
     assert GROW.source() is None
-    nested = small_cell(method="retrain[of=grow[samples=6,growth=.25]]", budget=0.5)
-    assert nested.source() == small_cell(method="grow[growth=0.25,samples=6]", budget=0.5)
+    nested = small_cell(method="retrain[of=grow[periods=6,growth=.25]]", budget=0.5)
+    assert nested.source() == small_cell(method="grow[growth=0.25,periods=6]", budget=0.5)
 
 
 def test_the_command_line_runs_the_source_first_and_trains_what_it_found(tmp_path, capsys):

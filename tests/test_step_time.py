@@ -130,7 +130,7 @@ def test_structures_are_bought_where_they_are_cheap(tmp_path: Path) -> None:
 
 
 IN_TIME = ScalingSettings(cost="time", periods=12)
-SAMPLED_IN_TIME = SamplingSettings(cost="time", growth=0.6, commit=0.6, samples=4)
+SAMPLED_IN_TIME = SamplingSettings(cost="time", growth=0.5, search=0.1)
 each = pytest.mark.parametrize("settings", [IN_TIME, SAMPLED_IN_TIME], ids=["scaling", "sampling"])
 
 

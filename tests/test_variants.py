@@ -132,7 +132,7 @@ def test_a_variant_of_the_present_structures_goes_on_from_the_same_state():
 
 def begun(**changes) -> tuple:
     job = small_job(Residual, epochs=8, steps=1, **changes)
-    model, growing = begin(job, SamplingSettings(growth=0.5, commit=0.6, samples=4))
+    model, growing = begin(job, SamplingSettings(growth=0.5, search=0.4))
     return job, model, growing
 
 

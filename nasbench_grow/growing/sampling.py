@@ -1,10 +1,10 @@
-"""Growing that learns: structures are sampled while the network grows, and move along what lowered the loss.
+"""Growing that learns: a network grows to its budget, is sampled for a while, and keeps what lowered the loss.
 
 Every structure has a logit s, and is present with the probability sigmoid(beta (s - price)) (section 3.2 of the paper).
 The filters of a group cannot be told apart at birth, so they share one logit: what is learnt is each group's width and
-each layer's presence. Once a period several networks of the same cost are sampled from the weights as they are, and
-their losses on one batch compared; the logits move along their score functions, an estimate of the gradient of the
-expected loss (Williams 1992, REINFORCE). Another sample trains, and changes bit by bit.
+each layer's presence. Once a period a sample of the scheduled cost begins to train. From the end of growth on several
+more of the same cost are sampled from the weights as they are, and their losses on one batch compared; the logits move
+along their score functions, an estimate of the gradient of the expected loss (Williams 1992, REINFORCE).
 
 The paper differentiates the loss by gates sigmoid(beta s) instead. Behind every group that a convolution and its
 normalisation take in, the gates of the group have gradients that add up to zero, whatever its width is worth: that
@@ -35,10 +35,10 @@ class SamplingSettings(SolvedSettings):
 
     growth: float = 0.05
     """Share of the run over which the network grows from the seed to its budget."""
-    commit: float = 0.2
-    """Share of the run after which its structure is no longer sampled, but stays."""
-    periods: int = 40
-    """How often the network is sampled until it commits, at most once a step."""
+    search: float = 0.15
+    """Share of the run, after growth, over which networks are compared; then the structure stays."""
+    periods: int = 30
+    """How often the network is sampled during the search, at most once a step; while it grows, at the same pace."""
     compared: float = 0.025
     """Share of the run's training that comparing samples may cost; at least two are compared once a period."""
     travel: float = 8.0
@@ -53,18 +53,22 @@ class SamplingSettings(SolvedSettings):
     def __post_init__(self) -> None:
         """Refuses a setting outside its range with a UserError."""
         super().__post_init__()
-        check_share(self, "growth", "commit", "compared")
+        check_share(self, "growth", "search", "compared")
         check_positive(self, "travel", "beta_start", "beta_growth")
-        if self.growth >= self.commit:
+        if self.commit >= 1:
             raise UserError(
-                f"growth {self.growth:g} leaves no time to compare networks before the structure stays at commit "
-                f"{self.commit:g}; give a commit above {self.growth:g}"
+                f"growth {self.growth:g} and search {self.search:g} leave nothing of the run to train what was found; "
+                "give two shares that add up to less than 1"
             )
+
+    @property
+    def commit(self) -> float:
+        """Share of the run after which the structure is no longer sampled, but stays."""
+        return self.growth + self.search
 
     def samples(self, steps: int) -> int:
         """How many networks are compared once a period, in a run of so many steps: an even number."""
-        period = max(1.0, steps * self.commit / self.periods)
-        forward_passes = 3 * self.compared * period / (self.commit - self.growth)
+        forward_passes = 3 * self.compared * steps / min(self.periods, self.search * steps)
         return max(2, 2 * round(forward_passes / 2))
 
 
@@ -74,7 +78,7 @@ def begin(job: Job, settings: SamplingSettings, *, placebo: bool = False) -> tup
     granularity, cost_of = settings.granularity or job.granularity, settings.cost_of(job, model)
     samples = settings.samples(job.total_steps)
     masks = SampledMasks(model.space, settings, job.budget, samples, granularity, job.seed, cost_of, placebo=placebo)
-    return model, Growing(model, masks, job.total_steps, round(settings.periods / settings.commit), settings.newborn)
+    return model, Growing(model, masks, job.total_steps, round(settings.periods / settings.search), settings.newborn)
 
 
 class SampledMasks(Masks):
@@ -107,13 +111,11 @@ class SampledMasks(Masks):
         super().__init__(space, settings.structures, budget, cost_of, seed)
         self.settings, self.samples, self.granularity = settings, samples, granularity
         groups, layers = len(space.groups), len(space.layers)
-        self.logits, self.ages = torch.zeros(groups + layers), torch.zeros(groups + layers)
-        self.logits[groups:] = settings.layer_start
-        plain = torch.tensor([layer.bypass is not None for layer in space.layers], dtype=torch.bool)
-        self.logits[groups:][plain] = self._settled()[plain]
+        self.logits = torch.cat([torch.zeros(groups), self._layer_logits()])
+        self.ages = torch.zeros(groups + layers)
         self.places = torch.arange(groups + layers)
         if placebo:
-            for part in (torch.arange(groups), groups + torch.nonzero(~plain).flatten()):
+            for part in (torch.arange(groups), groups + torch.nonzero(self.logits[groups:].isfinite()).flatten()):
                 self.places[part] = part[_derangement(len(part), self.generator)]
         self.progress = self.elapsed = 0.0
         self.scores = torch.zeros(0, groups + layers)
@@ -125,21 +127,23 @@ class SampledMasks(Masks):
         """beta_i = beta_0 * gamma^(t_i / T), t_i of T periods those in which structure i was present (section 3.2)."""
         return self.settings.beta_start * self.settings.beta_growth**self.ages
 
-    def _settled(self) -> Tensor:
-        """Logits of the layers if all are plain, infinite for good: in are those without which the widest filters would
-        not spend the budget, the first ones of every stage first. Shape (layers,).
+    def _layer_logits(self) -> Tensor:
+        """Logits of the layers, shape (layers,). Those of plain layers are infinite: in are those without which the
+        widest filters would not spend the budget, the first ones of every stage first.
 
         Plain layers are not sampled. Without a skip connection, what follows a layer is trained for its output or for
         its input; weights that have to serve both serve neither, and prefer what is most like the average sample.
         """
-        widest, logits = self.space.full(), torch.full((len(self.space.layers),), -torch.inf)
-        plain = [index for index, layer in enumerate(self.space.layers) if layer.bypass is not None]
-        widest[self.space.filters + torch.tensor(plain, dtype=torch.int64)] = False
+        layers = self.space.layers
+        logits = torch.tensor([self.settings.layer_start if layer.bypass is None else -torch.inf for layer in layers])
+        widest = self.space.full()
+        widest[self.space.filters :] = logits.isfinite()
         for number in (number for rank in zip_longest(*self.space.stages()) for number in rank if number is not None):
             if self.cost_of(widest) >= self.budget * self.dense_cost:
                 break
-            widest[number] = True
-            logits[number - self.space.filters] = torch.inf
+            if not widest[number]:
+                widest[number] = True
+                logits[number - self.space.filters] = torch.inf
         return logits
 
     def target(self, progress: float) -> float:
@@ -178,8 +182,7 @@ class SampledMasks(Masks):
             return
         advantages = (losses.mean() - losses) / losses.std(correction=0).clamp(min=1e-12)
         step = (advantages[:, None] * self.scores).mean(0)
-        share = self.elapsed / (self.settings.commit - self.settings.growth)
-        self.logits += self.settings.travel * share * step[self.places]
+        self.logits += self.settings.travel * self.elapsed / self.settings.search * step[self.places]
 
     def _structures(self, noise: Tensor, target: float) -> Tensor:
         """The structures whose logit, ``noise`` added, is above the price at which all cost ``target``."""
