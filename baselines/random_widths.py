@@ -15,6 +15,9 @@ from nasbench_grow.baselines.random import TRIES, first_that_fits, random_keys
 from nasbench_grow.baselines.retrain import Retrain
 from nasbench_grow.contract import Job
 
+FIRST_DRAW = 1_000_000
+"""Number of the draw of seed 0, far from those of ``random``: the same widths would be no independent control."""
+
 
 class RandomWidths(Retrain):
     """Trains a network of known depth and of widths that nobody chose."""
@@ -23,6 +26,7 @@ class RandomWidths(Retrain):
     summary = "the layers that grow (or another method) kept, widths drawn at random, trained from scratch"
     family = "control"
     citation = "Li and Talwalkar, Random Search and Reproducibility for NAS, arXiv 1902.07638"
+    version = 2  # other draws than those of random
 
     def choose(self, job: Job) -> nn.Module:
         """A sub-network as dear as the source's network: a function of that one's layers and of the job's seed."""
@@ -30,7 +34,7 @@ class RandomWidths(Retrain):
         space = discover(model, job.example)
         deep = rebuild(job.source.architecture, model)
         limit = count_macs(deep, job.example)
-        present = first_that_fits(space, _widths_of(space, deep, job.seed), limit, job.granularity)
+        present = first_that_fits(space, _widths_of(space, deep, FIRST_DRAW + job.seed), limit, job.granularity)
         if present is None:
             raise UserError(
                 f"no random widths of budget {job.budget:g} were found in {TRIES} tries; give another budget"
@@ -38,9 +42,9 @@ class RandomWidths(Retrain):
         return extract(space, model, present)
 
 
-def _widths_of(space: Space, deep: nn.Module, seed: int) -> Iterator[Tensor]:
+def _widths_of(space: Space, deep: nn.Module, draw: int) -> Iterator[Tensor]:
     """Random keys, with the very layers of the network ``deep``."""
     kept = torch.tensor([not isinstance(deep.get_submodule(layer.paths[0]), nn.Identity) for layer in space.layers])
-    for keys in random_keys(space, seed):
+    for keys in random_keys(space, draw):
         keys[space.filters :] = torch.where(kept.bool(), torch.inf, -torch.inf)
         yield keys

@@ -16,7 +16,7 @@ from nasbench_grow.harness import dense, registry
 from nasbench_grow.harness.cell import Cell
 from nasbench_grow.tasks.digits import Digits
 
-CELL = Cell("dense", "digits", "cifar_resnet20", 0.5, seed=0, epochs=2, train_periods=64)
+CELL = Cell("dense", "digits", "cifar_resnet20", 0.5, seed=0, epochs=2, train_samples=64)
 
 
 def test_the_run_key_is_the_same_for_equal_cells():

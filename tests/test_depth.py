@@ -190,7 +190,7 @@ def test_a_plain_network_grows_in_depth_too():
 
 @pytest.mark.parametrize("kind", [ScalingSettings, SamplingSettings, RelaxationSettings])
 def test_only_filters_grow_where_only_filters_are_asked_for(kind):
-    options = {RelaxationSettings: {"periods": 6}, SamplingSettings: {"periods": 8, "samples": 4}}.get(kind, {})
+    options = {RelaxationSettings: {"periods": 6}, SamplingSettings: {"periods": 8}}.get(kind, {})
     _, small, sizes = grown(Residual, 0.5, settings=kind(structures="filters", **options))
     assert {layers for _, layers in sizes} == {3}
     assert sizes[0][0] < sizes[-1][0]

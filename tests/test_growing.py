@@ -218,10 +218,11 @@ def test_a_part_of_an_epoch_is_refused_before_training():
     refused("epochs 1.5 is no whole number", lambda: grown_from(Plain(), epochs=1.5))
 
 
+@pytest.mark.parametrize("budget", [{}, {"budget_ms": 5.0}])
 @pytest.mark.parametrize("settings", [{}, "grow"])
-def test_settings_of_another_kind_are_refused(settings):
+def test_settings_of_another_kind_are_refused(settings, budget):
     said = "give SamplingSettings, ScalingSettings, RelaxationSettings or None"
-    refused(said, lambda: grown_from(Plain(), settings=settings))
+    refused(said, lambda: grown_from(Plain(), settings=settings, **budget))
 
 
 def test_an_empty_loader_is_refused():

@@ -29,7 +29,7 @@ GRID = Grid(
     budgets=(0.5,),
     seeds=(0,),
     epochs=1,
-    train_periods=64,
+    train_samples=64,
     methods=("dense", "grow"),
 )
 

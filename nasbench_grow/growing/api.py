@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.contract import Batch, DivergedError, Job, Recipe, Run
 from nasbench_grow.cost.macs import count_macs
-from nasbench_grow.growing.beginning import Settings, begin
+from nasbench_grow.growing.beginning import Settings, begin, check_kind
 from nasbench_grow.growing.own import OwnBatches, OwnRecipe
 from nasbench_grow.growing.relaxation import RelaxationSettings
 from nasbench_grow.growing.sampling import SamplingSettings
@@ -101,6 +101,7 @@ def grow(
     device = next((parameter.device for parameter in model.parameters()), example.device)
     dense, example = copy.deepcopy(model), example.to(device)
     settings = SamplingSettings() if settings is None else settings
+    check_kind(settings)
     rate = learning_rate_at or (Recipe().learning_rate_at if optimizer is None else None)
     price = None
     if budget_ms is not None or getattr(settings, "cost", "macs") == "time":

@@ -19,12 +19,17 @@ def begin(job: Job, settings: Settings) -> tuple[ElasticModel, Growing]:
     Raises:
         UserError: ``settings`` are none of growing.
     """
+    check_kind(settings)
     if isinstance(settings, SamplingSettings):
         return sampling.begin(job, settings)
     if isinstance(settings, ScalingSettings):
         return scaling.begin(job, settings)
-    if isinstance(settings, RelaxationSettings):
-        return relaxation.begin(job, settings)
-    raise UserError(
-        f"settings {settings!r} cannot be used; give SamplingSettings, ScalingSettings, RelaxationSettings or None"
-    )
+    return relaxation.begin(job, settings)
+
+
+def check_kind(settings: object) -> None:
+    """Raise UserError unless ``settings`` are of a way of growing."""
+    if not isinstance(settings, Settings):
+        raise UserError(
+            f"settings {settings!r} cannot be used; give SamplingSettings, ScalingSettings, RelaxationSettings or None"
+        )
