@@ -13,6 +13,7 @@ import torch
 from tiny_networks import EXAMPLE, Plain, Residual, seeded, small_job
 from torch import Tensor, nn
 
+from nasbench_grow import grow
 from nasbench_grow.backbones import create
 from nasbench_grow.contract import ElasticModel
 from nasbench_grow.growing.growing import LARGEST_STEP, Growing
@@ -20,6 +21,7 @@ from nasbench_grow.growing.sampling import SampledMasks, SamplingSettings
 from nasbench_grow.structure.discovery import discover
 from nasbench_grow.structure.gating import GatedNetwork
 from nasbench_grow.structure.space import Space
+from nasbench_grow.tasks.digits import Digits
 
 DEFAULT = SamplingSettings()
 SAMPLES = 16
@@ -48,20 +50,20 @@ def follow(
     return periods
 
 
-def grown(masks: SampledMasks) -> SampledMasks:
+def at_budget(masks: SampledMasks) -> SampledMasks:
     """The same masks at the end of growth, when networks begin to be compared."""
     for step in range(8):
         masks.resample(DEFAULT.growth * step / 8)
     return masks
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("budget", [0.25, 0.5, 0.75])
 def test_the_returned_network_meets_its_budget_and_the_cost_follows_the_schedule(budget: float, seed: int) -> None:
     space = resnet20_space()
-    masks = SampledMasks(space, DEFAULT, budget, SAMPLES, granularity=1, seed=seed)
+    masks = SampledMasks(space, DEFAULT, budget, samples=2, granularity=8, seed=seed)
     before = masks.cost
-    for progress, present in follow(masks):
+    for progress, present in follow(masks, lambda present: float(present[::7].sum())):
         cost = space.macs(present) / space.macs(space.full())
         assert abs(cost - before) <= LARGEST_STEP
         assert cost <= masks.target(progress) + 1e-9
@@ -92,14 +94,14 @@ def test_a_run_of_a_few_steps_never_grows_by_more_than_a_quarter_at_once() -> No
 def test_the_samples_of_a_period_cost_the_same() -> None:
     space = resnet20_space()
     masks = SampledMasks(space, DEFAULT, 0.5, SAMPLES, granularity=1)
-    present = grown(masks).resample(0.1)
+    present = at_budget(masks).resample(0.1)
     costs = [space.macs(rival) / space.macs(space.full()) for rival in (present, *masks.rivals())]
     assert len(costs) == 1 + SAMPLES and max(costs) - min(costs) < 0.01
 
 
 def test_whatever_the_width_of_a_group_it_is_its_first_filters_that_are_there() -> None:
     space = space_of(Residual)
-    masks = grown(SampledMasks(space, DEFAULT, 0.5, samples=4, granularity=1))
+    masks = at_budget(SampledMasks(space, DEFAULT, 0.5, samples=4, granularity=1))
     for progress in (0.08, 0.1, 0.25):
         for present in (masks.resample(progress), *masks.rivals()):
             for group in space.groups:
@@ -128,7 +130,7 @@ def test_layers_come_the_later_the_lower_they_start() -> None:
     space = space_of(Residual)
 
     def layers(start: float) -> int:
-        masks = grown(SampledMasks(space, replace(DEFAULT, layer_start=start), 0.2, samples=8, granularity=1))
+        masks = at_budget(SampledMasks(space, replace(DEFAULT, layer_start=start), 0.2, samples=8, granularity=1))
         masks.resample(0.1)
         return sum(int(rival[space.filters :].sum()) for rival in masks.rivals())
 
@@ -175,7 +177,7 @@ def test_a_placebo_moves_as_much_as_what_it_is_a_placebo_for_but_nothing_at_its_
     groups = len(space.groups)
     settings = replace(DEFAULT, layer_start=0.0)
     masks, placebo = (SampledMasks(space, settings, 0.2, 4, granularity=1, placebo=each) for each in (False, True))
-    placebo.load_state_dict(grown(masks).state_dict())
+    placebo.load_state_dict(at_budget(masks).state_dict())
     weights = torch.randn(len(space), generator=torch.Generator().manual_seed(0))
     for each in (masks, placebo):
         each.resample(0.1)
@@ -246,7 +248,7 @@ def test_masks_that_are_taken_up_again_go_on_as_they_would_have() -> None:
         masks.learn(torch.stack([rival.float().sum() for rival in rivals]))
         return [present, *rivals]
 
-    grown(masks)
+    at_budget(masks)
     for progress in (0.08, 0.1):
         go_on(masks, progress)
     again.load_state_dict(masks.state_dict())
@@ -291,6 +293,36 @@ def test_a_group_that_a_normalised_convolution_takes_in_has_gates_whose_gradient
         assert slopes[group.structures].sum().abs() < 1e-3 * slopes[group.structures].abs().sum()
     last = slopes[space.groups[2].structures]
     assert last.sum().abs() > 0.01 * last.abs().sum()
+
+
+class TwoBranches(nn.Module):
+    """Two alike branches of two convolutions, one for each input channel: (B, 2, 8, 8) to (B, 10)."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+
+        def conv(channels: int) -> nn.Sequential:
+            layer = nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False)
+            return nn.Sequential(layer, nn.BatchNorm2d(width), nn.ReLU())
+
+        self.digit = nn.Sequential(conv(1), conv(width))
+        self.noise = nn.Sequential(conv(1), conv(width))
+        self.fc = nn.Linear(2 * width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.cat([self.digit(x[:, :1]), self.noise(x[:, 1:])], 1).mean((2, 3)))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_branch_that_sees_the_digit_becomes_wider_than_one_that_sees_noise(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    digits = Digits().load(torch.device("cpu")).train.epoch(0, 64, 0)
+    batches = [(torch.cat([x, torch.randn(x.shape, generator=generator)], 1), targets) for x, targets in digits]
+    example = torch.zeros(1, 2, 8, 8)
+    grown = grow(
+        seeded(TwoBranches, seed), example, batches, epochs=30, seed=seed, granularity=1, progress=False
+    ).network
+    assert grown.digit[0][0].out_channels > grown.noise[0][0].out_channels
 
 
 @pytest.mark.parametrize(("budget", "layers"), [(0.15, 0), (0.5, 3), (0.95, 8)])
