@@ -363,6 +363,15 @@ def test_any_method_can_be_the_reference(tmp_path: Path) -> None:
         report.write(tmp_path, "denze")
 
 
+@pytest.mark.usefixtures("unrendered")
+def test_what_growing_found_is_compared_with_what_its_placebo_found(tmp_path: Path) -> None:
+    cells = [*seeds("grow", [0.6, 0.6]), *seeds("retrain", [0.7, 0.72]), *seeds("retrain[of=placebo]", [0.6, 0.6])]
+    report.write(write(tmp_path, cells, with_histories=False))
+    data = pd.read_csv(tmp_path / "tables" / "architectures.csv").set_index("method")
+    assert set(data["reference"]) == {"retrain"} and set(data.index) == {"grow", "retrain[of=placebo]"}
+    assert data.loc["retrain[of=placebo]", "advantage"] == pytest.approx(0.11)
+
+
 def test_a_method_without_cells_at_the_budget_is_not_paired(tmp_path: Path) -> None:
     write(tmp_path, [record("grow", 0.5), record("uniform", 0.25), failed("l1", 0.5, 0)])
     assert table_of(tmp_path, tables.paired).empty

@@ -20,6 +20,9 @@ from nasbench_grow.report.tables import REFERENCE, Table
 
 __all__ = ["fill", "write"]
 
+FOUND = "retrain"
+"""What growing found, trained from scratch: whether that is a good architecture has a paired table of its own."""
+
 
 def write(folder: str | Path = "results", reference: str = REFERENCE, document: str | Path | None = None) -> list[Path]:
     """Write ``README.md``, ``tables/*`` and ``figures/*`` of a results folder; returns the files, the page first.
@@ -68,7 +71,7 @@ def write(folder: str | Path = "results", reference: str = REFERENCE, document: 
 def fill(document: str | Path, folder: str | Path, reference: str = REFERENCE) -> str:
     """The text of a document with its blocks ``<!-- report:BLOCK:TABLE -->`` filled from a results folder.
 
-    TABLE is ``comparison``, ``paired``, ``headroom`` or ``requirements``; BLOCK is what the names of the block's
+    TABLE is ``comparison``, ``paired``, ``architectures``, ``headroom`` or ``requirements``; BLOCK is what the names of the block's
     figures begin with.
 
     Raises:
@@ -93,6 +96,7 @@ def _tables(found: list[Block], reference: str, histories: pd.DataFrame) -> list
     return [
         tables.comparison(found),
         tables.paired(found, reference),
+        tables.paired(found, FOUND, "architectures"),
         headroom(found),
         tables.requirements(found, histories),
     ]

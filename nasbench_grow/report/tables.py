@@ -198,7 +198,7 @@ def _marks(block: Block, methods: set[str]) -> list[str]:
     return notes
 
 
-def paired(blocks: list[Block], reference: str = REFERENCE) -> Table:
+def paired(blocks: list[Block], reference: str = REFERENCE, name: str = "paired") -> Table:
     """A row for each budget and other method: how much better the reference is, paired by seed."""
     columns = [*_PROTOCOL, "split", "budget", "reference", "method", "n", "advantage", "half_width"]
     columns += ["low", "high", "p", "excludes_zero", "p_holm", "holds_for_all", "better", "commits"]
@@ -211,7 +211,7 @@ def paired(blocks: list[Block], reference: str = REFERENCE) -> Table:
             methods = {reference, *(row["method"] for row in rows)}
             notes = [_paired_note(block, rows), *_marks(block, methods)]
             parts.append(Part(block, notes, texts))
-    return Table("paired", f"{reference} against each other method", pd.DataFrame(data, columns=columns), parts)
+    return Table(name, f"{reference} against each other method", pd.DataFrame(data, columns=columns), parts)
 
 
 def pairs(block: Block, reference: str) -> list[dict[str, Any]]:
