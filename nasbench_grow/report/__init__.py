@@ -71,8 +71,8 @@ def write(folder: str | Path = "results", reference: str = REFERENCE, document: 
 def fill(document: str | Path, folder: str | Path, reference: str = REFERENCE) -> str:
     """The text of a document with its blocks ``<!-- report:BLOCK:TABLE -->`` filled from a results folder.
 
-    TABLE is ``comparison``, ``paired``, ``architectures``, ``headroom`` or ``requirements``; BLOCK is what the names of the block's
-    figures begin with.
+    TABLE is ``comparison``, ``paired``, ``architectures``, ``headroom`` or ``requirements``; BLOCK is what the names of
+    the block's figures begin with.
 
     Raises:
         UserError: the folder holds no record, the document cannot be read, or has a block that the folder does not.
