@@ -18,7 +18,7 @@ class Grow(GrowingMethod):
     family: ClassVar[Literal["control", "growing"]] = "growing"
     citation = "Yuan, Savarese, Maire, arXiv 2007.15353; departures: docs/method.md"
     Settings = sampling.SamplingSettings
-    version = 7  # what is present is learnt, once the network has grown, and layers begin as likely as not
+    version = 6  # what is present is learnt, once the network has grown
     placebo: ClassVar[bool] = False
 
     def begin(self, job: Job) -> tuple[ElasticModel, Growing]:

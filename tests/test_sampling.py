@@ -126,6 +126,17 @@ def test_comparisons_cost_their_share_of_the_run(steps: int) -> None:
     assert share == pytest.approx(DEFAULT.compared, rel=0.1) or DEFAULT.samples(steps) == 2
 
 
+def test_layers_come_the_later_the_lower_they_start() -> None:
+    space = space_of(Residual)
+
+    def layers(start: float) -> int:
+        masks = at_budget(SampledMasks(space, replace(DEFAULT, layer_start=start), 0.2, samples=8, granularity=1))
+        masks.resample(0.1)
+        return sum(int(rival[space.filters :].sum()) for rival in masks.rivals())
+
+    assert layers(-4.0) < layers(-1.0) < layers(2.0)
+
+
 def width(space: Space, present: Tensor, group: int) -> float:
     """The share of a group's filters that is present."""
     return float(present[space.groups[group].structures].float().mean())
@@ -164,7 +175,8 @@ def test_a_placebo_gives_the_evidence_on_one_structure_to_another() -> None:
 def test_a_placebo_moves_as_much_as_what_it_is_a_placebo_for_but_nothing_at_its_own_place() -> None:
     space = space_of(Residual)
     groups = len(space.groups)
-    masks, placebo = (SampledMasks(space, DEFAULT, 0.2, 4, granularity=1, placebo=each) for each in (False, True))
+    settings = replace(DEFAULT, layer_start=0.0)
+    masks, placebo = (SampledMasks(space, settings, 0.2, 4, granularity=1, placebo=each) for each in (False, True))
     placebo.load_state_dict(at_budget(masks).state_dict())
     weights = torch.randn(len(space), generator=torch.Generator().manual_seed(0))
     for each in (masks, placebo):
@@ -218,7 +230,7 @@ def test_losses_that_do_not_differ_teach_nothing() -> None:
 
 def test_a_temperature_rises_with_the_periods_in_which_its_structure_was_present() -> None:
     space = space_of(Residual)
-    masks = SampledMasks(space, DEFAULT, 0.5, SAMPLES, granularity=1)
+    masks = SampledMasks(space, replace(DEFAULT, layer_start=-2.0), 0.5, SAMPLES, granularity=1)
     periods = [present for progress, present in follow(masks) if progress < DEFAULT.commit]
     seen = torch.stack(periods)[:, space.filters :].sum(0)
     expected = DEFAULT.beta_growth ** (seen / len(periods))

@@ -43,6 +43,8 @@ class SamplingSettings(SolvedSettings):
     """Share of the run's training that comparing samples may cost; at least two are compared once a period."""
     travel: float = 8.0
     """How far a logit moves in a run if its structure alone decided the loss."""
+    layer_start: float = -1.0
+    """Logit that layers start with, where groups start at 0: as in the seed, a layer is rather absent."""
     beta_start: float = 1.0
     """Temperature beta of a structure that was never present."""
     beta_growth: float = 4.0
@@ -133,7 +135,7 @@ class SampledMasks(Masks):
         its input; weights that have to serve both serve neither, and prefer what is most like the average sample.
         """
         layers = self.space.layers
-        logits = torch.tensor([0.0 if layer.bypass is None else -torch.inf for layer in layers])
+        logits = torch.tensor([self.settings.layer_start if layer.bypass is None else -torch.inf for layer in layers])
         widest = self.space.full()
         widest[self.space.filters :] = logits.isfinite()
         for number in (number for rank in zip_longest(*self.space.stages()) for number in rank if number is not None):

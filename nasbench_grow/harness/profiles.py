@@ -224,6 +224,7 @@ PROFILES = {
                     "grow[search=0.4]",
                     "grow[compared=0.1]",
                     "grow[travel=2]",
+                    "grow[layer_start=0]",
                     "grow[beta_growth=1]",
                     "grow[beta_start=3]",
                     "grow[newborn=zero]",
