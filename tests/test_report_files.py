@@ -37,7 +37,9 @@ def test_every_table_and_figure_is_written_and_returned(written: tuple[Path, lis
     assert paths[0] == folder / "README.md"
     names = {str(path.relative_to(folder)) for path in paths}
     assert {
-        f"tables/{table}.{kind}" for table in ("comparison", "paired", "architectures", "requirements") for kind in ("md", "csv", "tex")
+        f"tables/{table}.{kind}"
+        for table in ("comparison", "paired", "architectures", "requirements")
+        for kind in ("md", "csv", "tex")
     } < names
     stem = "figures/synthetic-cifar_resnet20-cpu-10-epochs-5000-samples_"
     drawn = ["test-by-method", "test-vs-inference-macs", "test-vs-training-macs", "test-vs-training-time", "paired"]
