@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from synthetic_results import blocks, record, write
 
-from nasbench_grow.report.headroom import FEWEST, headroom
-from nasbench_grow.report.tables import Table
+from nasbench_grow.report.block import FEWEST
+from nasbench_grow.report.headroom import headroom
+from nasbench_grow.report.tables import Table, comparison
 
 
 def of(method: str, val: float, seed: int = 0, **changes: Any) -> dict[str, Any]:
@@ -65,3 +66,12 @@ def test_nothing_is_captured_where_uniform_is_the_best(tmp_path: Path) -> None:
 def test_a_few_draws_say_nothing(tmp_path: Path) -> None:
     found = table(tmp_path, [*draws(FEWEST - 1), of("uniform", 0.53)])
     assert found.data.empty and not found.parts
+
+
+@pytest.mark.parametrize(("count", "shown"), [(FEWEST, 1), (FEWEST - 1, FEWEST)])
+def test_many_draws_do_not_crowd_the_comparison_but_its_csv_has_them(tmp_path: Path, count: int, shown: int) -> None:
+    found = comparison(blocks(write(tmp_path, [*draws(count), of("uniform", 0.53)], with_histories=False)))
+    assert len(found.data) == count + 1
+    (part,) = found.parts
+    assert len(part.rows) == shown
+    assert any(f"{count} numbered draws" in note for note in part.notes) == (shown == 1)

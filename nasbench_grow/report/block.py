@@ -24,6 +24,11 @@ _MACHINE = {"cpu": "", "cores": " cores", "threads": " threads", "memory_gib": "
 
 Split = Literal["val", "test"]
 
+DRAWN = re.compile(r"random\[draw=\d+\]")
+"""The names of random architectures that are numbered."""
+FEWEST = 10
+"""So many of them show how much there is to win; fewer are methods like any other."""
+
 
 def base(method: str) -> str:
     """The method without its changed settings: ``grow`` for ``grow[growth=0.3]``."""

@@ -8,19 +8,15 @@ searches is represented by its ``retrain``. Always on the validation split, by w
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 import pandas as pd
 
-from nasbench_grow.report.block import PROTOCOL, Block, values_by_seed
+from nasbench_grow.report.block import DRAWN, FEWEST, PROTOCOL, Block, values_by_seed
 from nasbench_grow.report.statistics import estimate
 from nasbench_grow.report.tables import Part, Table
 from nasbench_grow.report.wording import MINUS, floats, number, with_interval
 
-DRAWN = re.compile(r"random\[draw=\d+\]")
-FEWEST = 10
-"""With fewer random architectures nothing is said."""
 START = "uniform"
 """Where the way to the best begins."""
 HOW_TO_READ = (

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from nasbench_grow.harness.record import BUDGET_LIMIT
-from nasbench_grow.report.block import PROTOCOL, Block, base, by_epoch, commits, values_by_seed
+from nasbench_grow.report.block import DRAWN, FEWEST, PROTOCOL, Block, base, by_epoch, commits, values_by_seed
 from nasbench_grow.report.statistics import CONFIDENCE, estimate, holm
 from nasbench_grow.report.wording import MINUS, MISSED, NOTHING, TIMES, floats, listed, number, with_interval
 
@@ -61,10 +61,16 @@ def comparison(blocks: list[Block]) -> Table:
     data, parts = [], []
     for block in blocks:
         rows = [compare(block, method, budget) for method, budget in block.rows]
-        texts = pd.DataFrame([_comparison_text(block, row) for row in rows])
+        drawn = {row["method"] for row in rows if DRAWN.fullmatch(row["method"])}
+        shown = [row for row in rows if len(drawn) < FEWEST or row["method"] not in drawn] or rows
+        texts = pd.DataFrame([_comparison_text(block, row) for row in shown])
         empty = [name for name in texts.columns[_ALWAYS:] if (texts[name] == NOTHING).all()]
         data += rows
-        notes = [*_comparison_notes(block, rows), *_marks(block, {row["method"] for row in rows})]
+        notes = [*_comparison_notes(block, rows), *_marks(block, {row["method"] for row in shown})]
+        if len(shown) < len(rows):
+            notes.append(
+                f"In the CSV alone: {len(drawn)} numbered draws of random, which the table of headroom sums up."
+            )
         parts.append(Part(block, notes, texts.drop(columns=empty)))
     return Table("comparison", "Comparison of the methods", pd.DataFrame(data), parts)
 
