@@ -79,7 +79,7 @@ def test_list_methods_says_of_each_what_it_is_where_it_comes_from_and_what_can_b
     assert "arXiv 2007.15353" in rows["grow-paper"]["citation"]
     assert (rows["placebo"]["family"], rows["scaled"]["family"], rows["random"]["family"]) == 3 * ("control",)
     assert f"growth={SamplingSettings.growth} (a number)" in rows["grow"]["settings"]
-    assert f"samples={SamplingSettings.samples} (a whole number)" in rows["grow"]["settings"]
+    assert f"search={SamplingSettings.search} (a number)" in rows["grow"]["settings"]
     assert rows["placebo"]["settings"] == rows["grow"]["settings"]
     assert "growth=0.05 (a number)" in rows["scaled"]["settings"]
     assert rows["random"]["settings"] == ["draw=none (a whole number or none)"]
