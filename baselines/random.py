@@ -45,23 +45,22 @@ class Random(FixedNetwork):
         model = job.build()
         space = discover(model, job.example)
         draw = job.seed if self.settings.draw is None else self.settings.draw
-        dense = space.macs(space.full())
-        present = first_that_fits(space, random_keys(space, draw), job.budget * dense, job.granularity)
-        if present is None:
-            raise UserError(
-                f"no random network of budget {job.budget:g} was found in {TRIES} tries; give another budget"
-            )
-        return extract(space, model, present)
+        limit = job.budget * space.macs(space.full())
+        return extract(space, model, first_that_fits(job, space, random_keys(space, draw), limit, "network"))
 
 
-def first_that_fits(space: Space, draws: Iterable[Tensor], limit: float, granularity: int) -> Tensor | None:
-    """What the first keys select that leave no more than :data:`UNSPENT` of the ``limit`` (MACs); None: none do."""
+def first_that_fits(job: Job, space: Space, draws: Iterable[Tensor], limit: float, kind: str) -> Tensor:
+    """What the first keys select that leave no more than :data:`UNSPENT` of the ``limit`` (MACs).
+
+    Raises:
+        UserError: none of the ``draws`` do; it names the ``kind`` of what was drawn.
+    """
     enough = limit - UNSPENT * space.macs(space.full())
     for keys in draws:
-        present = select(space, keys, limit, granularity)
+        present = select(space, keys, limit, job.granularity)
         if enough <= space.macs(present) <= limit:
             return present
-    return None
+    raise UserError(f"no random {kind} of budget {job.budget:g} was found in {TRIES} tries; give another budget")
 
 
 def random_keys(space: Space, seed: int) -> Iterator[Tensor]:

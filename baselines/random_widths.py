@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from nasbench_grow import Space, UserError, count_macs, discover, extract, rebuild
-from nasbench_grow.baselines.random import TRIES, first_that_fits, random_keys
+from nasbench_grow import Space, count_macs, discover, extract, rebuild
+from nasbench_grow.baselines.random import first_that_fits, random_keys
 from nasbench_grow.baselines.retrain import Retrain
 from nasbench_grow.contract import Job
 
@@ -33,18 +33,15 @@ class RandomWidths(Retrain):
         model = job.build()
         space = discover(model, job.example)
         deep = rebuild(job.source.architecture, model)
-        limit = count_macs(deep, job.example)
-        present = first_that_fits(space, _widths_of(space, deep, FIRST_DRAW + job.seed), limit, job.granularity)
-        if present is None:
-            raise UserError(
-                f"no random widths of budget {job.budget:g} were found in {TRIES} tries; give another budget"
-            )
+        draws = _widths_of(space, deep, FIRST_DRAW + job.seed)
+        present = first_that_fits(job, space, draws, count_macs(deep, job.example), "network of these layers")
         return extract(space, model, present)
 
 
 def _widths_of(space: Space, deep: nn.Module, draw: int) -> Iterator[Tensor]:
     """Random keys, with the very layers of the network ``deep``."""
-    kept = torch.tensor([not isinstance(deep.get_submodule(layer.paths[0]), nn.Identity) for layer in space.layers])
+    gone = [isinstance(deep.get_submodule(layer.paths[0]), nn.Identity) for layer in space.layers]
+    layer_keys = torch.where(torch.tensor(gone, dtype=torch.bool), -torch.inf, torch.inf)
     for keys in random_keys(space, draw):
-        keys[space.filters :] = torch.where(kept.bool(), torch.inf, -torch.inf)
+        keys[space.filters :] = layer_keys
         yield keys
