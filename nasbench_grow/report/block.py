@@ -90,6 +90,12 @@ class Block:
         chosen = self.finished["method"] == method
         return self.finished[chosen if budget is None else chosen & (self.finished["budget"] == budget)]
 
+    def draws(self, budget: float) -> pd.DataFrame:
+        """The finished cells of numbered random architectures at a budget; none where they are fewer than FEWEST."""
+        cells = self.finished[self.finished["budget"] == budget]
+        cells = cells[cells["method"].str.fullmatch(DRAWN)]
+        return cells if cells["method"].nunique() >= FEWEST else cells.iloc[:0]
+
     def at(self, method: str, budget: float) -> pd.DataFrame:
         """The finished cells of a method at a budget; of one that only has budget 1, these."""
         own = self.of(method)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from nasbench_grow.report.block import DRAWN, FEWEST, PROTOCOL, Block, values_by_seed
+from nasbench_grow.report.block import DRAWN, PROTOCOL, Block, values_by_seed
 from nasbench_grow.report.statistics import estimate
 from nasbench_grow.report.tables import Part, Table
 from nasbench_grow.report.wording import MINUS, floats, number, with_interval
@@ -32,9 +32,8 @@ def headroom(blocks: list[Block]) -> Table:
     for block in blocks:
         rows, notes = [], []
         for budget in block.budgets:
-            of_budget = block.finished["budget"] == budget
-            draws = block.finished[block.finished["method"].str.fullmatch(DRAWN) & of_budget]
-            if draws["method"].nunique() >= FEWEST:
+            draws = block.draws(budget)
+            if len(draws):
                 rows += _rows(block, budget, draws)
                 notes.append(_note(block, budget, draws))
         data += rows

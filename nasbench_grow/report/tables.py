@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from nasbench_grow.harness.record import BUDGET_LIMIT
-from nasbench_grow.report.block import DRAWN, FEWEST, PROTOCOL, Block, base, by_epoch, commits, values_by_seed
+from nasbench_grow.report.block import PROTOCOL, Block, base, by_epoch, commits, values_by_seed
 from nasbench_grow.report.statistics import CONFIDENCE, estimate, holm
 from nasbench_grow.report.wording import MINUS, MISSED, NOTHING, TIMES, floats, listed, number, with_interval
 
@@ -61,8 +61,8 @@ def comparison(blocks: list[Block]) -> Table:
     data, parts = [], []
     for block in blocks:
         rows = [compare(block, method, budget) for method, budget in block.rows]
-        drawn = {row["method"] for row in rows if DRAWN.fullmatch(row["method"])}
-        shown = [row for row in rows if len(drawn) < FEWEST or row["method"] not in drawn] or rows
+        drawn = {(method, budget) for budget in block.budgets for method in block.draws(budget)["method"]}
+        shown = [row for row in rows if (row["method"], row["budget"]) not in drawn] or rows
         texts = pd.DataFrame([_comparison_text(block, row) for row in shown])
         empty = [name for name in texts.columns[_ALWAYS:] if (texts[name] == NOTHING).all()]
         data += rows
