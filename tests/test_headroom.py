@@ -70,8 +70,10 @@ def test_a_few_draws_say_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("count", "shown"), [(FEWEST, 1), (FEWEST - 1, FEWEST)])
 def test_many_draws_do_not_crowd_the_comparison_but_its_csv_has_them(tmp_path: Path, count: int, shown: int) -> None:
-    found = comparison(blocks(write(tmp_path, [*draws(count), of("uniform", 0.53)], with_histories=False)))
+    (block,) = blocks(write(tmp_path, [*draws(count), of("uniform", 0.53)], with_histories=False))
+    found = comparison([block])
     assert len(found.data) == count + 1
     (part,) = found.parts
     assert len(part.rows) == shown
+    assert len(block.without_draws().methods) == shown, "so do the figures show the others alone"
     assert any(f"{count} numbered draws" in note for note in part.notes) == (shown == 1)

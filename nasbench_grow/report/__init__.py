@@ -53,7 +53,7 @@ def write(folder: str | Path = "results", reference: str = REFERENCE, document: 
     with matplotlib.rc_context(RC):
         for block in found:
             shown[block.name] = []
-            for drawing in _draw(block, every_look, histories, folder, reference):
+            for drawing in _draw(block.without_draws(), every_look, histories, folder, reference):
                 stem = f"figures/{block.name}_{drawing.name}"
                 shown[block.name].append((f"{stem}.png", drawing.caption))
                 for kind, content in rendered(drawing.figure).items():

@@ -96,6 +96,12 @@ class Block:
         cells = cells[cells["method"].str.fullmatch(DRAWN)]
         return cells if cells["method"].nunique() >= FEWEST else cells.iloc[:0]
 
+    def without_draws(self) -> Block:
+        """The block without the draws that the table of headroom sums up; itself where there is nothing else."""
+        drawn = [number for budget in self.budgets for number in self.draws(budget).index]
+        others = self.cells.drop(index=drawn)
+        return self if others.empty else replace(self, cells=others)
+
     def at(self, method: str, budget: float) -> pd.DataFrame:
         """The finished cells of a method at a budget; of one that only has budget 1, these."""
         own = self.of(method)

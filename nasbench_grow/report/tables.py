@@ -61,16 +61,15 @@ def comparison(blocks: list[Block]) -> Table:
     data, parts = [], []
     for block in blocks:
         rows = [compare(block, method, budget) for method, budget in block.rows]
-        drawn = {(method, budget) for budget in block.budgets for method in block.draws(budget)["method"]}
-        shown = [row for row in rows if (row["method"], row["budget"]) not in drawn] or rows
+        apart = set(block.without_draws().rows)
+        shown = [row for row in rows if (row["method"], row["budget"]) in apart]
         texts = pd.DataFrame([_comparison_text(block, row) for row in shown])
         empty = [name for name in texts.columns[_ALWAYS:] if (texts[name] == NOTHING).all()]
         data += rows
         notes = [*_comparison_notes(block, rows), *_marks(block, {row["method"] for row in shown})]
         if len(shown) < len(rows):
-            notes.append(
-                f"In the CSV alone: {len(drawn)} numbered draws of random, which the table of headroom sums up."
-            )
+            drawn = len(rows) - len(shown)
+            notes.append(f"In the CSV alone: {drawn} numbered draws of random, which the table of headroom sums up.")
         parts.append(Part(block, notes, texts.drop(columns=empty)))
     return Table("comparison", "Comparison of the methods", pd.DataFrame(data), parts)
 
