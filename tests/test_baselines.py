@@ -25,16 +25,17 @@ from nasbench_grow.base.errors import UserError
 from nasbench_grow.baselines.dense import Dense
 from nasbench_grow.baselines.grow import Grow
 from nasbench_grow.baselines.grow_paper import GrowPaper
-from nasbench_grow.baselines.l1 import L1, L1Settings, same_share
+from nasbench_grow.baselines.l1 import L1
 from nasbench_grow.baselines.placebo import Placebo
 from nasbench_grow.baselines.random import SPREAD, UNSPENT, Random, RandomSettings
 from nasbench_grow.baselines.random_widths import RandomWidths
 from nasbench_grow.baselines.scaled import Scaled
 from nasbench_grow.baselines.uniform import Uniform
-from nasbench_grow.contract import Batch, ElasticModel, Job, Method, Recipe
+from nasbench_grow.contract import Batch, ElasticModel, Job, Method, PruningSettings, Recipe
 from nasbench_grow.cost.macs import count_macs
 from nasbench_grow.structure.architecture import describe
 from nasbench_grow.structure.discovery import discover
+from nasbench_grow.structure.selection import share_keys
 from nasbench_grow.structure.space import Space
 
 METHODS = [Dense, Uniform, Random, L1, Scaled, Grow, Placebo, GrowPaper]
@@ -331,7 +332,7 @@ def _only(group: Any, items: list[Any]) -> Any:
 def test_every_group_keeps_the_same_share_by_norm_and_layers_stay():
     network = seeded(Residual)
     space, norms = norms_of(network)
-    keys = same_share(space, norms_in(network))
+    keys = share_keys(space, norms_in(network))
     assert torch.isinf(keys[space.filters :]).all()
     for group in space.groups:
         by_key = torch.argsort(keys[group.structures], descending=True)
@@ -345,7 +346,7 @@ def test_every_group_keeps_the_same_share_by_norm_and_layers_stay():
 )
 def test_l1_prunes_after_its_share_of_the_epochs_or_in_the_middle_of_the_only_one(epochs, dense_share, dense_steps):
     small = job(wide, epochs=epochs)
-    network, macs = run(L1(L1Settings(dense_share=dense_share)), small)
+    network, macs = run(L1(PruningSettings(dense_share=dense_share)), small)
     dense, pruned = small.dense_macs, count_macs(network, EXAMPLE)
     assert pruned / dense == pytest.approx(0.5, abs=0.02)
     steps = epochs * STEPS
@@ -362,7 +363,7 @@ def test_l1_goes_on_in_the_one_schedule_after_pruning():
 
 def test_l1_refuses_what_is_no_share():
     with pytest.raises(UserError, match="dense_share 0 is out of range: it is a share"):
-        replace(L1Settings(), dense_share=0)
+        replace(PruningSettings(), dense_share=0)
 
 
 def test_survivors_keep_their_momentum():

@@ -3,7 +3,8 @@
 from nasbench_grow.contract.callback import Callback
 from nasbench_grow.contract.job import DivergedError, Job, Stage
 from nasbench_grow.contract.method import FixedNetwork, Method, Run
-from nasbench_grow.contract.settings import MethodName, check_positive, check_share
+from nasbench_grow.contract.pruning import Pruning, PruningSettings
+from nasbench_grow.contract.settings import MethodName, check_choices, check_positive, check_share
 from nasbench_grow.contract.source import Source
 from nasbench_grow.contract.task import Batch, Recipe, Split, Splits, Task, TrainSplit
 from nasbench_grow.structure.elastic import ElasticModel
@@ -17,6 +18,8 @@ __all__ = [
     "Job",
     "Method",
     "MethodName",
+    "Pruning",
+    "PruningSettings",
     "Recipe",
     "Run",
     "Source",
@@ -25,6 +28,7 @@ __all__ = [
     "Stage",
     "Task",
     "TrainSplit",
+    "check_choices",
     "check_positive",
     "check_share",
 ]

@@ -127,6 +127,13 @@ def check_positive(settings: Any, *names: str) -> None:
             raise UserError(f"{name} {value:g} is out of range: give a number above 0")
 
 
+def check_choices(settings: Any, **kinds: Any) -> None:
+    """Raise UserError unless each named setting is one of the words of its Literal type; for ``__post_init__``."""
+    for name, kind in kinds.items():
+        if getattr(settings, name) not in get_args(kind):
+            raise unknown(name, getattr(settings, name), get_args(kind))
+
+
 def help_of(kind: type[Any]) -> list[str]:
     """A line for each setting: name, default, allowed values."""
     hints = get_type_hints(kind)

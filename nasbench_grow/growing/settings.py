@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
-from nasbench_grow.base.errors import UserError, unknown
-from nasbench_grow.contract import ElasticModel, Job
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract import ElasticModel, Job, check_choices
 from nasbench_grow.structure.space import Structures
 
 Newborn = Literal["initial", "zero"]
@@ -17,13 +17,6 @@ Cost = Literal["macs", "time"]
 
 CostOf = Callable[[Tensor], float]
 """The cost of structures, shape (structures,): their forward MACs, or the seconds of a training step."""
-
-
-def check_choices(settings: Any, **kinds: Any) -> None:
-    """Raise UserError unless each named setting is one of the words of its Literal type; for ``__post_init__``."""
-    for name, kind in kinds.items():
-        if getattr(settings, name) not in get_args(kind):
-            raise unknown(name, getattr(settings, name), get_args(kind))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ are written back, the next sub-network is cut out, optimizer and running state f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cached_property
 from typing import Any, Literal
 
@@ -24,6 +24,10 @@ Newborn = Literal["initial", "zero"] | Callable[["ElasticModel", Tensor, Tensor]
 """How structures that join start: with the weights that the dense model has for them (initial ones, where they never
 trained); with outgoing weights of zero, so that the network's function stays as it was; or as a function of (model,
 structures before, structures after) sets the entries of ``model.dense``."""
+
+WeightRole = Literal["creating", "consuming", "scale", "shift"]
+"""What a weight is to a filter: a matrix or convolution that creates it, or that takes it in; the factor of a
+normalisation or whatever else scales it; what is added to it, a bias."""
 
 
 class ElasticModel:
@@ -56,7 +60,7 @@ class ElasticModel:
         self.present: Tensor | None = None
         self.unchanged = self.epochs = 0
         self._macs: int | None = None
-        self._axes: list[tuple[str, int, Tensor, Tensor]] | None = None
+        self._axes: list[tuple[WeightRole, str, int, Tensor, Tensor]] | None = None
 
     @cached_property
     def space(self) -> Space:
@@ -115,38 +119,46 @@ class ElasticModel:
             carry_state(self.space, (self.structures, self.network), (present, network))
             yield network
 
-    def filter_sums(self, measure: Callable[[nn.Parameter], Tensor]) -> Tensor:
-        """Sums a measure of the weights over all that create a filter (convolutions and other matrices; what takes the
-        filter in, norms and biases do not count). Can be differentiated.
+    def filter_sums(self, measure: Callable[[nn.Parameter], Tensor], of: Collection[str] = ("creating",)) -> Tensor:
+        """Sums a measure of the weights over all that belong to a filter. Can be differentiated.
 
         Args:
             measure: gives a tensor of the shape of a weight, e.g. ``torch.abs``, or ``lambda w: (w * w.grad).abs()``.
+            of: which weights count (:data:`WeightRole`).
 
         Returns:
             shape (structures,): zero for absent filters and for layers.
         """
         total = self.example.new_zeros(len(self.space), dtype=torch.float32)
         parameters = dict(self.network.named_parameters())
-        for name, dim, owned, numbers in self._creating:
-            sums = measure(parameters[name]).movedim(dim, 0).flatten(1).sum(1)
-            total = total.index_add(0, numbers, sums[owned].to(total.dtype))
+        for role, name, dim, owned, numbers in self._owned_axes:
+            if role in of:
+                sums = measure(parameters[name]).movedim(dim, 0).flatten(1).sum(1)
+                total = total.index_add(0, numbers, sums[owned].to(total.dtype))
         return total
 
     @property
-    def _creating(self) -> list[tuple[str, int, Tensor, Tensor]]:
-        """Of each axis along which a weight creates filters: its name and dimension, which of the network's entries a
-        filter owns, and the numbers of those."""
+    def _owned_axes(self) -> list[tuple[WeightRole, str, int, Tensor, Tensor]]:
+        """Of each axis of a weight that filters own: what the weight is to them, its name and dimension, which of the
+        network's entries a filter owns, and the numbers of those."""
         if self._axes is None:
             self._axes = []
             taken_in = set(self.space.consumers)
             for name, weight in self.network.named_parameters():
-                for dim in range(weight.ndim if weight.ndim > 1 else 0):
+                for dim in range(weight.ndim):
                     owner = self.space.owners.get((name, dim))
-                    if owner is not None and (name, dim) not in taken_in:
-                        kept = self.space.kept(self.structures, (name, dim))
-                        numbers = owner if kept is None else owner[kept]
-                        owned = torch.nonzero(numbers >= 0).flatten()
-                        self._axes.append((name, dim, owned.to(weight.device), numbers[owned].to(weight.device)))
+                    if owner is None:
+                        continue
+                    if (name, dim) in taken_in:
+                        role: WeightRole = "consuming"
+                    elif weight.ndim > 1:
+                        role = "creating"
+                    else:
+                        role = "shift" if "bias" in name.rpartition(".")[2] else "scale"
+                    kept = self.space.kept(self.structures, (name, dim))
+                    numbers = owner if kept is None else owner[kept]
+                    owned = torch.nonzero(numbers >= 0).flatten()
+                    self._axes.append((role, name, dim, owned.to(weight.device), numbers[owned].to(weight.device)))
         return self._axes
 
     def _take_up(self, present: Tensor) -> None:

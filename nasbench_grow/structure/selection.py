@@ -160,9 +160,20 @@ def _step(width: int, granularity: int) -> int:
     return 1 if width < fine else fine if width < granularity else granularity
 
 
-def uniform_keys(space: Space) -> Tensor:
-    """Keys by which every group keeps the same share of its filters, and every layer stays: uniform width."""
+def share_keys(space: Space, importance: Tensor) -> Tensor:
+    """Keys by which every group keeps the same share of its filters, the most important ones, and every layer stays.
+
+    Args:
+        space: the configuration space.
+        importance: shape (structures,); only its order within each group counts.
+    """
     keys = torch.full((len(space),), torch.inf)
     for group in space.groups:
-        keys[group.structures] = -(torch.arange(group.size) + 0.5) / group.size
+        order = torch.argsort(importance[group.structures], descending=True, stable=True).cpu()
+        keys[group.start + order] = -(torch.arange(group.size) + 0.5) / group.size
     return keys
+
+
+def uniform_keys(space: Space) -> Tensor:
+    """Keys by which every group keeps the same share of its filters, the first ones, and every layer stays."""
+    return share_keys(space, torch.zeros(len(space)))
