@@ -13,7 +13,7 @@ from nasbench_grow.harness.record import Record
 from nasbench_grow.harness.reproduce import run_one
 from nasbench_grow.harness.store import Store
 
-MEASURED = {"wall_s", "cpu_s", "search_s", "total_s", "peak_memory_bytes", "started_at"}
+MEASURED = {"beside", "wall_s", "cpu_s", "search_s", "total_s", "peak_memory_bytes", "started_at"}
 """Fields that no two runs agree in, and the latencies."""
 
 

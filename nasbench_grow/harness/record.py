@@ -86,6 +86,7 @@ FIELDS: dict[str, Kind] = {
     "latency_ratio_low_batch64": "number",
     "latency_ratio_high_batch64": "number",
     # where and when
+    "beside": "whole",
     "hardware": "object",
     "versions": "object",
     "code_version": "text",

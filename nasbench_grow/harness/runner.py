@@ -21,7 +21,7 @@ from nasbench_grow.base.errors import UserError, one_line
 from nasbench_grow.contract import Batch, DivergedError, Job, Split, Splits, Stage
 from nasbench_grow.cost.macs import count_macs
 from nasbench_grow.cost.stopwatch import Stopwatch
-from nasbench_grow.harness import measure, ranks, registry, sources
+from nasbench_grow.harness import company, measure, ranks, registry, sources
 from nasbench_grow.harness.adaptive import AdaptiveBatch
 from nasbench_grow.harness.cell import Cell
 from nasbench_grow.harness.clocked_meter import ClockedMeter
@@ -55,11 +55,16 @@ def run_cell(cell: Cell, store: Store, *, profile: str | None = None, progress: 
         UserError: the cell asks for something that cannot be had (data, backbone, budget, the result of another cell),
             the results folder cannot be written, or the device failed. No record is kept; see :func:`record_failure`.
     """
-    run = Run(cell, store, profile, progress)
+    with company.at_work() as others:
+        return _run(Run(cell, store, profile, progress, others))
+
+
+def _run(run: Run) -> Record:
+    cell, store = run.cell, run.store
     try:
         if run.setup.processes() > parallel.processes():
             sources.check(cell, store)
-            return ranks.launch(cell, store, profile, run.tell)
+            return ranks.launch(cell, store, run.profile, run.tell)
         run.prepare()
         network = run.train()
         record = run.conclude(network)
@@ -118,8 +123,15 @@ class _Head:
 class Run:
     """A cell under way."""
 
-    def __init__(self, cell: Cell, store: Store, profile: str | None, progress: Progress | None = None) -> None:
-        self.cell, self.store, self.profile = cell, store, profile
+    def __init__(
+        self,
+        cell: Cell,
+        store: Store,
+        profile: str | None,
+        progress: Progress | None = None,
+        others: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.cell, self.store, self.profile, self.others = cell, store, profile, others
         self.key = cell.run_key()
         self.task = registry.task(cell.task)()
         self.method = registry.method(cell.method)
@@ -132,6 +144,7 @@ class Run:
         self.told = 0
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self.peak_memory_bytes = 0
+        self.beside = others()
         self.dense_params: int | None = None
         self.dense_macs = 0
         self.dense_train_macs: int | None = None
@@ -191,6 +204,7 @@ class Run:
                 network: nn.Module = end.value
                 return network
             self.history.append(self._entry(stage))
+            self.beside = max(self.beside, self.others())
             self._keep_history()
 
     def _keep_history(self) -> None:
@@ -251,6 +265,7 @@ class Run:
             "search_s": self.meter.watches["search"].wall_s,
             "total_s": self.total_watch.wall_s,
             "peak_memory_bytes": self.peak_memory_bytes or None,
+            "beside": max(self.beside, self.others()),
             "hardware": measure.hardware(),
             "versions": measure.versions(),
             "code_version": measure.code_version(),
@@ -265,6 +280,7 @@ class Run:
             "started_at": self.started_at,
             "total_watch": self.total_watch.state_dict(),
             "peak_memory_bytes": max(self.peak_memory_bytes, self.memory.bytes()),
+            "beside": self.beside,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -272,6 +288,7 @@ class Run:
         self.history, self.started_at = list(state["history"]), state["started_at"]
         self.total_watch.load_state_dict(state["total_watch"])
         self.peak_memory_bytes = state["peak_memory_bytes"]
+        self.beside = max(self.beside, state.get("beside", 0))
 
     def _entry(self, stage: Stage) -> dict[str, Any]:
         """What the history keeps of an epoch that has just ended."""

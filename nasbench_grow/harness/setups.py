@@ -92,8 +92,14 @@ class Setup:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
 
     def accelerate(self, network: nn.Module) -> nn.Module:
-        """A module that trains the network's parameters, compiled if the set-up says so."""
-        return cast(nn.Module, torch.compile(network, dynamic=False)) if self.compiled else network
+        """A module that trains the network's parameters, compiled if the set-up says so.
+
+        On a GPU its kernels are launched as one CUDA graph: those of small networks take less than their launch does.
+        """
+        if not self.compiled:
+            return network
+        mode = "reduce-overhead" if self.device == "cuda" else None
+        return cast(nn.Module, torch.compile(network, dynamic=False, mode=mode))
 
     def place(self, thing: _Place) -> _Place:
         """The tensor or module on the set-up's device in its memory layout."""

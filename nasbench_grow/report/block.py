@@ -19,6 +19,8 @@ PROTOCOL = ["task", "backbone", "setup", "epochs", "train_samples"]
 FAMILIES = ("control", "pruning", "growing", "search")
 """The order of methods in tables; those of no known family come last."""
 
+_TIME = re.compile(r"latency_|(wall|cpu|search|total)_s$")
+"""Columns of cells that other work on the machine disturbs."""
 _MACHINE = {"cpu": "", "cores": " cores", "threads": " threads", "memory_gib": " GiB", "gpu": "", "platform": ""}
 """What is said of the machine, with units."""
 
@@ -229,10 +231,16 @@ def _block(cells: pd.DataFrame, split: Split) -> Block:
         epochs=0 if pd.isna(first["epochs"]) else int(first["epochs"]),
         train_samples=None if pd.isna(first["train_samples"]) else int(first["train_samples"]),
         comparison_key=None if pd.isna(first["comparison_key"]) else first["comparison_key"],
-        cells=kept.drop_duplicates(["method", "budget", "seed"], keep="last").sort_index(),
+        cells=_timed_alone(kept.drop_duplicates(["method", "budget", "seed"], keep="last").sort_index()),
         left_out=by_age.drop(kept.index),
         split=split,
     )
+
+
+def _timed_alone(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells without the times of those beside which others ran: with other work beside it a time is none."""
+    disturbed = cells["beside"].astype(float).fillna(0) > 0
+    return cells.assign(**{str(column): cells[column].mask(disturbed) for column in cells if _TIME.match(str(column))})
 
 
 def commits(cells: pd.DataFrame) -> str:

@@ -166,7 +166,7 @@ def _comparison_notes(block: Block, rows: list[dict[str, Any]]) -> list[str]:
         "Means over seeds; ± is the 95 % Student t interval of the mean. The metric is that of the network returned. "
         "MACs shares are of the dense network's MACs, training MACs shares of training it; training time, without "
         "evaluation, is over that of dense with the same seed, and stands only where all of these cells and all "
-        "dense ones ran on one machine with equal threads."
+        "dense ones ran on one machine with equal threads. Times of cells that ran beside others are left out."
     ]
     if block.split == "val":
         notes.append(
