@@ -117,6 +117,35 @@ def test_time_is_compared_seed_by_seed(tmp_path: Path) -> None:
     assert data.loc["grow", "cpu_s_ratio"] == pytest.approx(0.5)
 
 
+def test_a_row_says_by_how_much_it_is_better_than_dense_seed_by_seed(tmp_path: Path) -> None:
+    dense = [record("dense", 1.0, seed, test_metric=0.7 + 0.1 * seed) for seed in range(2)]
+    grown = [record("grow", 0.5, seed, test_metric=0.69 + 0.12 * seed) for seed in range(2)]
+    data = table_of(write(tmp_path, [*dense, *grown], with_histories=False), tables.comparison).set_index("method")
+    assert data.loc["grow", "dense_advantage"] == pytest.approx(0.0)  # of -0.01 and 0.01
+    assert data.loc["grow", "dense_advantage_half_width"] == pytest.approx(12.706204736432095 * 0.01)
+    assert data.loc["grow", "params_share"] == pytest.approx(100 / 270)
+
+
+def test_the_pareto_front_is_of_metric_inference_and_training_macs(tmp_path: Path) -> None:
+    def cell(method: str, accuracy: float, training: float, **changes: Any) -> dict[str, Any]:
+        whole = record(method)["dense_train_macs"]
+        return record(method, 1.0 if method == "dense" else 0.5, test_metric=accuracy, **changes) | {
+            "train_macs": int(training * whole)
+        }
+
+    cells = [
+        cell("dense", 0.80, 1.0),
+        cell("uniform", 0.70, 0.5),
+        cell("grow", 0.70, 0.501),  # as good as uniform, within a hundredth for as much: both are on the front
+        cell("random", 0.69, 0.5),  # worse for as much
+        cell("l1", 0.75, 0.8),  # better, for more training
+        cell("retrain", 0.75, 1.5),  # as good as l1, for more
+        cell("grow-paper", 0.9, 0.1, meets_budget=False),  # no network of that size
+    ]
+    data = table_of(write(tmp_path, cells, with_histories=False), tables.comparison).set_index("method")
+    assert sorted(data.index[data["pareto"]]) == ["dense", "grow", "l1", "uniform"]
+
+
 @pytest.mark.parametrize("change", [{"threads": 2}, {"cpu": "Another CPU"}, None])
 def test_time_is_not_compared_between_machines(tmp_path: Path, change: dict[str, Any] | None) -> None:
     cells = [record("dense", 1.0), record("grow", 0.5, 0), record("grow", 0.5, 1), record("uniform", 0.5)]

@@ -86,7 +86,7 @@ def test_latex_is_escaped_and_complete(written: tuple[Path, list[Path]]) -> None
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 1
     assert text.count(r"\toprule") == 1 and r"cifar\_resnet20" in text and r"$\pm$" in text and r"(\%)" in text
     body = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
-    assert all(line.count("&") == 11 for line in body.strip().splitlines())
+    assert all(line.count("&") == 14 for line in body.strip().splitlines())
     assert text.count("{") == text.count("}")
 
 

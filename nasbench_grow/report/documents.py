@@ -19,6 +19,7 @@ _LATEX = {
     "\N{BALLOT X}": r"$\times$",
     "\N{LESS-THAN OR EQUAL TO}": r"$\leq$",
     "\N{EN DASH}": "--",
+    "\N{BLACK STAR}": r"$\star$",
     "*": "",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",

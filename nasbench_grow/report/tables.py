@@ -33,6 +33,7 @@ _PARTS = ("search", "source", "calibration")
 """What is billed within the training MACs besides the training of the returned network."""
 _TIMES = {"wall_s": "training time", "cpu_s": "CPU time of training"}
 _BATCHES = (1, 64)
+FRONT = "\N{BLACK STAR}"
 _ALWAYS = 3
 """The first columns of the comparison stand even where they are empty: budget, method, seeds."""
 
@@ -61,6 +62,8 @@ def comparison(blocks: list[Block]) -> Table:
     data, parts = [], []
     for block in blocks:
         rows = [compare(block, method, budget) for method, budget in block.rows]
+        for row in rows:
+            row["pareto"] = on_front(block, row, rows)
         apart = set(block.without_draws().rows)
         shown = [row for row in rows if (row["method"], row["budget"]) in apart]
         texts = pd.DataFrame([_comparison_text(block, row) for row in shown])
@@ -92,6 +95,9 @@ def compare(block: Block, method: str, budget: float) -> dict[str, Any]:
         found = estimate(floats(finished[column]))
         row |= {column: found.mean, f"{column}_half_width": found.half_width}
     row |= {column: estimate(floats(finished[column])).mean for column in _MEANS}
+    found = estimate(advantage(block, finished, block.of("dense")))
+    row |= {"dense_advantage": found.mean, "dense_advantage_half_width": found.half_width}
+    row["params_share"] = row["params"] / estimate(floats(finished["dense_params"])).mean
     dense_training = pd.Series(list(floats(finished["dense_train_macs"])), dtype=float)
     for part in _PARTS:
         billed = pd.Series(list(floats(finished[f"{part}_macs"])), dtype=float)
@@ -102,6 +108,21 @@ def compare(block: Block, method: str, budget: float) -> dict[str, Any]:
     for batch in _BATCHES:
         row |= _latency(finished, batch)
     return row | {"commits": commits(all_cells)}
+
+
+def on_front(block: Block, row: dict[str, Any], rows: list[dict[str, Any]]) -> bool:
+    """Whether no other row is at least as good in the mean for no more inference and no more training MACs, in
+    hundredths of the dense network's: no budget is met more closely than that."""
+
+    def figures(row: dict[str, Any]) -> tuple[float, float, float]:
+        return block.direction * row[block.column], -round(row["macs_share"], 2), -round(row["train_macs_share"], 2)
+
+    mine = figures(row)
+    known = not any(map(math.isnan, mine)) and not row["missed_budget"]
+    others = [figures(other) for other in rows if not other["missed_budget"]]
+    return known and not any(
+        theirs != mine and all(their >= own for their, own in zip(theirs, mine, strict=True)) for theirs in others
+    )
 
 
 def _latency(finished: pd.DataFrame, batch: int) -> dict[str, float]:
@@ -133,9 +154,14 @@ def _comparison_text(block: Block, row: dict[str, Any]) -> dict[str, str]:
         "budget": f"{row['budget']:g}",
         "method": named(block, row["method"], row["budget"]),
         "seeds": _seeds(row),
+        FRONT: FRONT if row["pareto"] else "",
         **metrics,
+        f"over dense, {block.step_label}": NOTHING
+        if row["method"] == "dense"
+        else with_interval(row["dense_advantage"], row["dense_advantage_half_width"], block.scale, "+"),
         "MACs share": number(row["macs_share"], 3),
         "params (k)": number(row["params"] / 1e3, 1),
+        "params share": number(row["params_share"], 3),
         "training MACs share": number(row["train_macs_share"], 3),
         **{f"of which {part}": number(share, 3) if share > 0 else NOTHING for part, share in shares.items()},
         **{
@@ -166,7 +192,9 @@ def _comparison_notes(block: Block, rows: list[dict[str, Any]]) -> list[str]:
         "Means over seeds; ± is the 95 % Student t interval of the mean. The metric is that of the network returned. "
         "MACs shares are of the dense network's MACs, training MACs shares of training it; training time, without "
         "evaluation, is over that of dense with the same seed, and stands only where all of these cells and all "
-        "dense ones ran on one machine with equal threads. Times of cells that ran beside others are left out."
+        "dense ones ran on one machine with equal threads. Times of cells that ran beside others are left out. "
+        f"{FRONT}: on the Pareto front of the means; no other row is as good for no more MACs and training MACs, "
+        "in hundredths."
     ]
     if block.split == "val":
         notes.append(
