@@ -8,7 +8,7 @@ BIN       := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce-all report ablations test lint bench model-table
+.PHONY: help install reproduce-all report ablations test lint bench model-table methods
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,9 @@ lint: $(INSTALLED) ## check style, formatting and types
 
 bench: $(INSTALLED) ## measure step times, restructuring and start-up on this machine
 	$(BIN)/python -m nasbench_grow.dev.bench
+
+methods: $(INSTALLED) ## write docs/methods.md again, from the methods' own files
+	$(BIN)/python -m nasbench_grow.dev.method_page
 
 model-table: $(INSTALLED) ## try the smallest model of every timm family and write docs/models.md again
 	$(BIN)/python -m nasbench_grow.dev.model_table

@@ -21,6 +21,7 @@ class RetrainSettings:
     """Whose architecture is trained."""
 
     of: MethodName = GROW
+    """The method that found it, in the cell that is the same otherwise."""
 
 
 class Retrain(FixedNetwork):
