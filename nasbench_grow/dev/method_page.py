@@ -1,4 +1,4 @@
-"""Writes ``docs/methods.md``: every built-in method as its own file describes it, with its settings (`make methods`)."""
+"""Writes ``docs/methods.md``: every built-in method as its own file describes it, with its settings."""
 
 from __future__ import annotations
 
