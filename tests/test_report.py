@@ -409,6 +409,20 @@ def test_a_method_without_cells_at_the_budget_is_not_paired(tmp_path: Path) -> N
 # --- what is chosen is chosen on the validation split ---
 
 
+@pytest.mark.parametrize(
+    ("names", "split"),
+    [
+        (("l1", "l1[start=trained]", "retrain", "retrain[of=placebo]"), "test"),  # other protocols and sources
+        (("l1", "l1[dense_share=0.25,start=trained]"), "val"),
+        (("retrain", "retrain[of=grow[growth=0.3]]"), "val"),
+        (("random[draw=1]", "random[draw=2]"), "val"),
+    ],
+)
+def test_another_start_or_source_is_no_choice_of_settings(tmp_path: Path, names: tuple[str, ...], split: str) -> None:
+    (block,) = blocks(write(tmp_path, [record(name, 0.5) for name in names], with_histories=False))
+    assert block.split == split
+
+
 @pytest.mark.usefixtures("unrendered")
 def test_a_folder_with_several_settings_of_a_method_shows_validation_alone(tmp_path: Path) -> None:
     cells = [record(name, 0.5, seed, val_metric=0.5 + value, test_metric=0.9) for seed in range(2)

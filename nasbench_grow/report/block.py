@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from nasbench_grow.contract.settings import split
 from nasbench_grow.harness.cell import DEFAULT_EPOCHS
 from nasbench_grow.report.wording import floats, listed
 
@@ -35,6 +36,17 @@ FEWEST = 10
 def base(method: str) -> str:
     """The method without its changed settings: ``grow`` for ``grow[growth=0.3]``."""
     return method.partition("[")[0]
+
+
+_NO_CHOICE = {"start", "of"}
+"""Settings that nobody chooses by results: they name another protocol or another method."""
+
+
+def _chosen(method: str) -> str:
+    """The settings of a method that are a choice: those of the method that it names too."""
+    _, given = split(method)
+    nested = [_chosen(text) for setting, text in given.items() if setting == "of"]
+    return ",".join(sorted([*(f"{name}={text}" for name, text in given.items() if name not in _NO_CHOICE), *nested]))
 
 
 @dataclass(frozen=True)
@@ -205,13 +217,14 @@ class Block:
 def blocks_of(frame: pd.DataFrame) -> list[Block]:
     """The blocks of a frame of cells (as :func:`nasbench_grow.report.frames.load` gives it).
 
-    A frame that holds two variants of one method is one of choices: all of its blocks show the validation metric.
+    A frame that holds a method with two choices of its settings is one of choices: all of its blocks show the
+    validation metric.
     """
-    variants = frame.assign(base=frame["method"].map(base)).groupby("base")["method"].nunique()
-    split: Split = "val" if (variants > 1).any() else "test"
+    by_method = frame.assign(chosen=frame["method"].map(_chosen)).groupby(frame["method"].map(base))
+    shown: Split = "val" if (by_method["chosen"].nunique() > 1).any() else "test"
     found: list[Block] = []
     for _, protocol in frame.groupby(PROTOCOL, dropna=False, sort=True):
-        same = [_block(cells, split) for _, cells in protocol.groupby("comparison_key", dropna=False)]
+        same = [_block(cells, shown) for _, cells in protocol.groupby("comparison_key", dropna=False)]
         same.sort(key=lambda block: (block.cells["started_at"].max(), block.comparison_key or ""), reverse=True)
         found += [replace(block, older=place > 0) for place, block in enumerate(same)]
     return found
