@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract.callback import Callback
 from nasbench_grow.contract.job import Job, Stage
 from nasbench_grow.contract.method import Method, Run
 from nasbench_grow.contract.settings import check_choices, check_positive, check_share
@@ -92,11 +93,14 @@ class Pruning(Method):
         yield from job.fit(model, epochs=int(epochs) or epochs)  # whole ones, if there are any
         return model
 
-    def tune(self, job: Job, model: ElasticModel, since: float, until: float) -> Generator[Stage, None, None]:
-        """Trains the pruned network through a part of the schedule, given in shares of it."""
+    def tune(
+        self, job: Job, model: ElasticModel, since: float, until: float, callback: Callback | None = None
+    ) -> Generator[Stage, None, None]:
+        """Trains the pruned network, or prunes by a callback as it trains, through a part of the schedule, given in
+        shares of it."""
         epochs = (until - since) * job.epochs
         rate = self.settings.tuning_rate
         if self.settings.start == "trained":
-            yield from job.fit(model, epochs=epochs, span=(since, until), rate=rate)
+            yield from job.fit(model, callback, epochs=epochs, span=(since, until), rate=rate)
         else:
-            yield from job.fit(model, epochs=None if until == 1 else epochs, rate=rate)
+            yield from job.fit(model, callback, epochs=None if until == 1 else epochs, rate=rate)

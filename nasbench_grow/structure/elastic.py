@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,23 @@ structures before, structures after) sets the entries of ``model.dense``."""
 WeightRole = Literal["creating", "consuming", "scale", "shift"]
 """What a weight is to a filter: a matrix or convolution that creates it, or that takes it in; the factor of a
 normalisation or whatever else scales it; what is added to it, a bias."""
+
+
+class _OwnedAxis(NamedTuple):
+    """An axis of one of the network's weights whose entries belong to filters."""
+
+    role: WeightRole
+    name: str
+    """Of the weight."""
+    dim: int
+    entries: Tensor
+    """Places on the axis that a filter owns."""
+    numbers: Tensor
+    """Of the filter that owns each of them."""
+    filters: Tensor
+    """The same numbers, each once."""
+    places: Tensor
+    """Where in ``filters`` each of ``numbers`` is."""
 
 
 class ElasticModel:
@@ -60,7 +77,7 @@ class ElasticModel:
         self.present: Tensor | None = None
         self.unchanged = self.epochs = 0
         self._macs: int | None = None
-        self._axes: list[tuple[WeightRole, str, int, Tensor, Tensor]] | None = None
+        self._axes: list[_OwnedAxis] | None = None
 
     @cached_property
     def space(self) -> Space:
@@ -119,28 +136,41 @@ class ElasticModel:
             carry_state(self.space, (self.structures, self.network), (present, network))
             yield network
 
-    def filter_sums(self, measure: Callable[[nn.Parameter], Tensor], of: Collection[str] = ("creating",)) -> Tensor:
+    def filter_sums(
+        self,
+        measure: Callable[[nn.Parameter], Tensor | None],
+        of: Collection[str] = ("creating",),
+        each: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Sums a measure of the weights over all that belong to a filter. Can be differentiated.
 
         Args:
-            measure: gives a tensor of the shape of a weight, e.g. ``torch.abs``, or ``lambda w: (w * w.grad).abs()``.
+            measure: gives a tensor of the shape of a weight, e.g. ``torch.abs``, or ``lambda w: (w * w.grad).abs()``;
+                None: that weight does not count.
             of: which weights count (:data:`WeightRole`).
+            each: what to make of a filter's sum in one weight before those of several weights are added, elementwise:
+                of squares the root, for the sum of its norms; None: nothing.
 
         Returns:
             shape (structures,): zero for absent filters and for layers.
         """
         total = self.example.new_zeros(len(self.space), dtype=torch.float32)
         parameters = dict(self.network.named_parameters())
-        for role, name, dim, owned, numbers in self._owned_axes:
-            if role in of:
-                sums = measure(parameters[name]).movedim(dim, 0).flatten(1).sum(1)
-                total = total.index_add(0, numbers, sums[owned].to(total.dtype))
+        for axis in self._owned_axes:
+            values = measure(parameters[axis.name]) if axis.role in of else None
+            if values is None:
+                continue
+            sums = values.movedim(axis.dim, 0).unsqueeze(-1).flatten(1).sum(1)[axis.entries].to(total.dtype)
+            if each is None:
+                total = total.index_add(0, axis.numbers, sums)
+            else:
+                whole = sums.new_zeros(len(axis.filters)).index_add(0, axis.places, sums)
+                total = total.index_add(0, axis.filters, each(whole))
         return total
 
     @property
-    def _owned_axes(self) -> list[tuple[WeightRole, str, int, Tensor, Tensor]]:
-        """Of each axis of a weight that filters own: what the weight is to them, its name and dimension, which of the
-        network's entries a filter owns, and the numbers of those."""
+    def _owned_axes(self) -> list[_OwnedAxis]:
+        """The axes of the network's weights that filters own."""
         if self._axes is None:
             self._axes = []
             taken_in = set(self.space.consumers)
@@ -157,8 +187,10 @@ class ElasticModel:
                         role = "shift" if "bias" in name.rpartition(".")[2] else "scale"
                     kept = self.space.kept(self.structures, (name, dim))
                     numbers = owner if kept is None else owner[kept]
-                    owned = torch.nonzero(numbers >= 0).flatten()
-                    self._axes.append((role, name, dim, owned.to(weight.device), numbers[owned].to(weight.device)))
+                    entries = torch.nonzero(numbers >= 0).flatten()
+                    filters, places = torch.unique(numbers[entries], return_inverse=True)
+                    indices = (each.to(weight.device) for each in (entries, numbers[entries], filters, places))
+                    self._axes.append(_OwnedAxis(role, name, dim, *indices))
         return self._axes
 
     def _take_up(self, present: Tensor) -> None:
