@@ -168,6 +168,27 @@ class ElasticModel:
                 total = total.index_add(0, axis.filters, each(whole))
         return total
 
+    def filter_vectors(self, of: Collection[str] = ("creating",)) -> list[Tensor]:
+        """The weights that belong to each filter, side by side.
+
+        Args:
+            of: which weights count (:data:`WeightRole`).
+
+        Returns:
+            for each group a copy of shape (its present filters, weights of one), in the order of the space.
+        """
+        parts: list[list[Tensor]] = [[] for _ in self.space.groups]
+        parameters = dict(self.network.named_parameters())
+        for role, name, dim, owned, numbers in self._owned_axes:
+            if role in of:
+                slices = parameters[name].detach().movedim(dim, 0).flatten(1)
+                for group, found in zip(self.space.groups, parts, strict=True):
+                    inside = (numbers >= group.start) & (numbers < group.start + group.size)
+                    at = owned[inside][torch.argsort(numbers[inside], stable=True)]
+                    if len(at):  # a filter may own several entries of an axis, as a recurrent unit does in each gate
+                        found.append(slices[at].view(int(numbers[inside].unique().numel()), -1))
+        return [torch.cat(found, 1) if found else self.example.new_zeros(0, 0) for found in parts]
+
     @property
     def _owned_axes(self) -> list[_OwnedAxis]:
         """The axes of the network's weights that filters own."""
