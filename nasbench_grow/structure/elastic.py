@@ -179,14 +179,14 @@ class ElasticModel:
         """
         parts: list[list[Tensor]] = [[] for _ in self.space.groups]
         parameters = dict(self.network.named_parameters())
-        for role, name, dim, owned, numbers in self._owned_axes:
-            if role in of:
-                slices = parameters[name].detach().movedim(dim, 0).flatten(1)
+        for axis in self._owned_axes:
+            if axis.role in of:
+                slices = parameters[axis.name].detach().movedim(axis.dim, 0).unsqueeze(-1).flatten(1)
                 for group, found in zip(self.space.groups, parts, strict=True):
-                    inside = (numbers >= group.start) & (numbers < group.start + group.size)
-                    at = owned[inside][torch.argsort(numbers[inside], stable=True)]
+                    inside = (axis.numbers >= group.start) & (axis.numbers < group.start + group.size)
+                    at = axis.entries[inside][torch.argsort(axis.numbers[inside], stable=True)]
                     if len(at):  # a filter may own several entries of an axis, as a recurrent unit does in each gate
-                        found.append(slices[at].view(int(numbers[inside].unique().numel()), -1))
+                        found.append(slices[at].view(int(axis.numbers[inside].unique().numel()), -1))
         return [torch.cat(found, 1) if found else self.example.new_zeros(0, 0) for found in parts]
 
     @property
