@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.contract.callback import Callback
 from nasbench_grow.contract.job import Job, Stage
 from nasbench_grow.contract.method import Method, Run
 from nasbench_grow.contract.settings import check_choices, check_positive, check_share
@@ -61,10 +61,11 @@ class Pruning(Method):
         """The dense network's cell, where the start is a trained one."""
         return "dense" if self.settings.start == "trained" else None
 
-    @abstractmethod
     def keys(self, job: Job, model: ElasticModel) -> Tensor:
         """What the structures of the trained network are worth, shape (structures,), as
-        :func:`nasbench_grow.select` takes it: infinite for layers that stay."""
+        :func:`nasbench_grow.select` takes it: infinite for layers that stay. A subclass with a :meth:`run` of its own,
+        which prunes as it trains, has no use for it."""
+        raise NotImplementedError(f"{self.name} says neither what structures are worth nor how it prunes")
 
     def prune(self, job: Job, model: ElasticModel, limit: float) -> None:
         """Removes what is worth least until the network costs ``limit`` MACs at most."""
@@ -92,11 +93,14 @@ class Pruning(Method):
         yield from job.fit(model, epochs=int(epochs) or epochs)  # whole ones, if there are any
         return model
 
-    def tune(self, job: Job, model: ElasticModel, since: float, until: float) -> Generator[Stage, None, None]:
-        """Trains the pruned network through a part of the schedule, given in shares of it."""
+    def tune(
+        self, job: Job, model: ElasticModel, since: float, until: float, callback: Callback | None = None
+    ) -> Generator[Stage, None, None]:
+        """Trains the pruned network, or prunes by a callback as it trains, through a part of the schedule, given in
+        shares of it."""
         epochs = (until - since) * job.epochs
         rate = self.settings.tuning_rate
         if self.settings.start == "trained":
-            yield from job.fit(model, epochs=epochs, span=(since, until), rate=rate)
+            yield from job.fit(model, callback, epochs=epochs, span=(since, until), rate=rate)
         else:
-            yield from job.fit(model, epochs=None if until == 1 else epochs, rate=rate)
+            yield from job.fit(model, callback, epochs=None if until == 1 else epochs, rate=rate)
