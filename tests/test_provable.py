@@ -23,7 +23,7 @@ from torch import nn
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.baselines import provable
-from nasbench_grow.baselines.provable import Provable, ProvableSettings, draws_for, drawn, error_of, shares
+from nasbench_grow.baselines.provable import Provable, ProvableSettings, drawn, draws_for, error_of, shares
 
 
 def test_a_share_is_the_largest_part_of_what_an_output_sums_up_each_sign_apart():
@@ -140,7 +140,7 @@ def test_recurrent_networks_are_skipped_with_the_reason():
 
 def test_measuring_is_billed_with_all_that_is_computed_beside_the_network():
     job = job_for(lambda: Plain(16), epochs=4)
-    network, macs = run(Provable(), job)
+    _, macs = run(Provable(), job)
     convolutions = (4 * 4 + 2 * 2) * 16 * 16 * 9  # of conv2 and conv3
     assert job.meter.spent["calibration"] == 16 * (job.dense_macs + 4 * (convolutions + 160))
     assert job.meter.spent["training"] == 3 * 16 * (2 * job.dense_macs + 2 * macs[-1])
@@ -149,7 +149,7 @@ def test_measuring_is_billed_with_all_that_is_computed_beside_the_network():
 def test_a_trained_start_is_pruned_at_once():
     job = from_trained(job_for(wide_plain), wide_plain, macs=10**6)
     method = Provable(ProvableSettings(start="trained"))
-    network, macs = run(method, job)
+    _, macs = run(method, job)
     assert method.source == "dense" and job.meter.spent["source"] == 10**6
     assert len(macs) == 2 and 0.48 <= macs[0] / job.dense_macs <= 0.5
 
