@@ -16,6 +16,7 @@ from kinds.morphnet import MorphNet
 from kinds.net2net import Net2Net, copies
 from kinds.one_shot import OneShot
 from kinds.recurrent_only import RecurrentOnly
+from tiny_networks import EXAMPLE, Plain, sgd
 
 from nasbench_grow import count_macs
 from nasbench_grow.contract import ElasticModel, Recipe
@@ -146,3 +147,12 @@ def test_copies_leave_the_function_as_it_was():
     model.resize(model.space.full(), newborn=copies)
     assert count_macs(model.network, example[:1]) == model.space.macs(model.space.full())
     torch.testing.assert_close(model.network.eval()(example), before, rtol=1e-4, atol=1e-4)
+
+
+def test_sums_of_a_filter_count_what_creates_takes_in_scales_and_shifts_it():
+    model = ElasticModel(Plain(4), EXAMPLE, sgd)
+    of = {role: model.filter_sums(torch.ones_like, of=(role,)) for role in ("creating", "consuming", "scale", "shift")}
+    first, last = 0, 8
+    assert [of[role][first].item() for role in of] == [9, 9 * 4, 1, 1]
+    assert [of[role][last].item() for role in of] == [9 * 4, 10, 1, 1]
+    assert torch.equal(model.filter_sums(torch.ones_like, of=("scale", "shift")), of["scale"] + of["shift"])

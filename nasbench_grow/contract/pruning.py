@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Literal
@@ -62,10 +61,11 @@ class Pruning(Method):
         """The dense network's cell, where the start is a trained one."""
         return "dense" if self.settings.start == "trained" else None
 
-    @abstractmethod
     def keys(self, job: Job, model: ElasticModel) -> Tensor:
         """What the structures of the trained network are worth, shape (structures,), as
-        :func:`nasbench_grow.select` takes it: infinite for layers that stay."""
+        :func:`nasbench_grow.select` takes it: infinite for layers that stay. A subclass with a :meth:`run` of its own,
+        which prunes as it trains, has no use for it."""
+        raise NotImplementedError(f"{self.name} says neither what structures are worth nor how it prunes")
 
     def prune(self, job: Job, model: ElasticModel, limit: float) -> None:
         """Removes what is worth least until the network costs ``limit`` MACs at most."""
