@@ -133,7 +133,7 @@ class ElasticModel:
         parameters = dict(self.network.named_parameters())
         for role, name, dim, owned, numbers in self._owned_axes:
             if role in of:
-                sums = measure(parameters[name]).movedim(dim, 0).flatten(1).sum(1)
+                sums = measure(parameters[name]).movedim(dim, 0).unsqueeze(-1).flatten(1).sum(1)
                 total = total.index_add(0, numbers, sums[owned].to(total.dtype))
         return total
 
