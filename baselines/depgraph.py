@@ -5,10 +5,10 @@ their library's own (``torch_pruning.pruner.GroupNormPruner``): it finds the gro
 gradients of each step, in place of weight decay, and says what each channel of a group is worth, the squared norm of
 all that belongs to it relative to the group's largest. Its published knobs (their ``reproduce`` scripts for CIFAR):
 ``strength`` 5e-4, the least of a group shrunk ``2**4`` times as hard as the largest, ranking across the whole network,
-in 400 small steps with new norms after each; 200 epochs of training, 100 with the regulariser, 100 of fine-tuning,
-which are the shares here. It prunes a copy; the order in which channels leave that ranks them for ``select``, which
-comes to the library's network and spends what a rounded budget leaves. Theirs begins anew with a rate of 0.01 in each
-of the latter two parts, here the recipe's one schedule goes on.
+in 400 small steps with new norms after each; 200 epochs of training, 100 with the regulariser, 100 of fine-tuning at a
+rate that begins anew, where here a network that is pruned in the middle of the one schedule has time. It prunes a
+copy; the order in which channels leave that ranks them for ``select``, which comes to the library's network and spends
+what a rounded budget leaves.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ STEPS = 400
 class Settings(PruningSettings):
     """What of the run is learnt sparse, and how strongly."""
 
-    dense_share: float = 0.75
     sparse_share: float = 0.25
     """Share of the epochs with the regulariser; they end where pruning begins."""
     strength: float = 5e-4
