@@ -292,6 +292,19 @@ def test_norms_are_the_sums_of_absolute_weights_that_make_a_filter():
     assert norms == {"first": pytest.approx([0.5, 2.0, 1.0]), "second": pytest.approx([3.1, 3.5])}
 
 
+def test_sums_of_scales_and_shifts_are_those_of_the_norms():
+    network = seeded(Plain)
+    model = ElasticModel(network, EXAMPLE, Recipe().optimizer)
+    with torch.no_grad():
+        network.bn2.weight.copy_(torch.arange(16.0))
+        network.bn2.bias.copy_(-torch.arange(16.0))
+    second = model.space.groups[1].structures
+    for role, sign in (("scale", 1), ("shift", -1)):
+        assert torch.equal(
+            model.filter_sums(lambda weight: weight.detach(), of=(role,))[second], sign * torch.arange(16.0)
+        )
+
+
 def test_coupled_filters_are_ranked_by_the_sum_over_the_layers_that_write_them():
     network = seeded(Residual)
     space, norms = norms_of(network)

@@ -1,0 +1,154 @@
+"""DepGraph: learn groups of coupled channels sparse, prune the groups of smallest norm, fine-tune; by Torch-Pruning.
+
+Fang, Ma, Song, Bi Mi, Wang, *DepGraph: Towards Any Structural Pruning*, CVPR 2023 (arXiv 2301.12900). The pruner is
+their library's own (``torch_pruning.pruner.GroupNormPruner``): it finds the groups, adds its regulariser to the
+gradients of each step, in place of weight decay, and says what each channel of a group is worth, the squared norm of
+all that belongs to it relative to the group's largest. Its published knobs (their ``reproduce`` scripts for CIFAR):
+``strength`` 5e-4, the least of a group shrunk ``2**4`` times as hard as the largest, ranking across the whole network,
+in 400 small steps with new norms after each; 200 epochs of training, 100 with the regulariser, 100 of fine-tuning at a
+rate that begins anew, where here a network that is pruned in the middle of the one schedule has time. It prunes a
+copy; the order in which channels leave that ranks them for ``select``, which comes to the library's network and spends
+what a rounded budget leaves.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+
+from nasbench_grow import Space, UserError
+from nasbench_grow.contract import (
+    Callback,
+    ElasticModel,
+    Job,
+    Pruning,
+    PruningSettings,
+    Stage,
+    Task,
+    check_positive,
+    check_share,
+)
+
+STEPS = 400
+"""In how many steps the library would remove every channel there is."""
+
+
+@dataclass(frozen=True)
+class Settings(PruningSettings):
+    """What of the run is learnt sparse, and how strongly."""
+
+    sparse_share: float = 0.25
+    """Share of the epochs with the regulariser; they end where pruning begins."""
+    strength: float = 5e-4
+    """Of the regulariser: a factor on weights in their gradient, as weight decay is one, and as independent of size."""
+
+    def __post_init__(self) -> None:
+        """Refuses a setting outside its range with a UserError."""
+        super().__post_init__()
+        check_share(self, "sparse_share")
+        check_positive(self, "strength")
+        if self.sparse_share > self.dense_share:
+            raise UserError(
+                f"sparse_share {self.sparse_share:g} is more than dense_share {self.dense_share:g}, which it is a "
+                "part of; give a smaller one"
+            )
+
+
+class SparseLearning(Callback):
+    """The library's regulariser takes the place of weight decay."""
+
+    def __init__(self, pruner: torch_pruning.pruner.GroupNormPruner) -> None:
+        self.pruner = pruner
+
+    def after_backward(self, model: ElasticModel) -> None:
+        """Adds the regulariser to the gradients."""
+        self.pruner.regularize(model.network)
+        groups = model.optimizer.param_groups
+        self.decays = [group["weight_decay"] for group in groups]
+        for group in groups:
+            group["weight_decay"] = 0.0
+
+    def after_step(self, model: ElasticModel) -> None:
+        """Puts weight decay back."""
+        for group, decay in zip(model.optimizer.param_groups, self.decays, strict=True):
+            group["weight_decay"] = decay
+
+
+def make_pruner(space: Space, network: nn.Module, example: Tensor, strength: float) -> Any:
+    """The library's pruner of a network, as its scripts for CIFAR make it."""
+    return torch_pruning.pruner.GroupNormPruner(
+        network,
+        example,
+        torch_pruning.importance.GroupMagnitudeImportance(p=2, normalizer="max"),
+        reg=strength,
+        global_pruning=True,
+        pruning_ratio=1.0,
+        iterative_steps=STEPS,
+        ignored_layers=[network.get_submodule(name) for name in space.fixed],
+    )
+
+
+def removal_order(model: ElasticModel, limit: float) -> Tensor:
+    """The step of the library's in which it removes each filter, shape (structures,); infinite for what it leaves.
+
+    It prunes a copy of the network, group by group, until that costs ``limit`` MACs at most.
+    """
+    space, network, present = model.space, copy.deepcopy(model.network), model.structures.clone()
+    pruner = make_pruner(space, network, model.example, strength=0.0)
+    filters = {}  # numbers of those that a module still makes, in its order
+    for name, module in network.named_modules():
+        axis = f"{name}.weight", 0
+        kept = space.kept(present, axis)
+        if kept is not None:
+            filters[module] = space.owners[axis][kept].tolist()
+    order = torch.full((len(space),), torch.inf)
+    for step in range(STEPS):
+        for group in pruner.step(interactive=True):
+            for dependency, indices in group:
+                module = dependency.target.module
+                if module in filters and pruner.DG.is_out_channel_pruning_fn(dependency.handler):
+                    gone, numbers = set(indices), filters[module]
+                    order[[number for index, number in enumerate(numbers) if index in gone and number >= 0]] = step
+                    filters[module] = [number for index, number in enumerate(numbers) if index not in gone]
+            group.prune()
+        if space.macs(present & order.isinf()) <= limit:
+            break
+    return order
+
+
+class DepGraph(Pruning):
+    """Train, learn sparse, prune, fine-tune."""
+
+    name = "depgraph"
+    summary = "train dense, then with Torch-Pruning's group regulariser, prune by its group norms, fine-tune"
+    citation = "Fang et al., DepGraph: Towards Any Structural Pruning, arXiv 2301.12900"
+    Settings = Settings
+
+    def skip(self, task: Task, network: nn.Module) -> str | None:
+        """Recurrent networks: the library's importance and regulariser pass over their weights."""
+        recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
+        return "Torch-Pruning's regulariser leaves recurrent weights out" if recurrent else None
+
+    def keys(self, job: Job, model: ElasticModel) -> Tensor:
+        """Last out, first in: what the library removes later is worth more."""
+        return removal_order(model, job.budget * job.dense_macs)
+
+    def dense(self, job: Job) -> Generator[Stage, None, ElasticModel]:
+        """The dense network, trained and then learnt sparse."""
+        settings = self.settings
+        plain = settings.dense_share - settings.sparse_share
+        trained = settings.start == "trained"
+        model = job.model(job.source.network() if trained else None)
+        space = model.space  # discovered first: the library's graph leaves marks that a copy would share
+        if not trained:
+            yield from job.fit(model, epochs=plain * job.epochs)
+        learning = SparseLearning(make_pruner(space, model.network, job.example, settings.strength))
+        span = (plain, settings.dense_share) if trained else None
+        yield from job.fit(model, learning, epochs=settings.sparse_share * job.epochs, span=span)
+        return model
