@@ -27,12 +27,13 @@ from nasbench_grow.contract import (
     Callback,
     ElasticModel,
     Job,
-    Pruning,
-    PruningSettings,
+    PruneAndTune,
+    RoundsSettings,
     Stage,
     Task,
     check_positive,
     check_share,
+    cut,
 )
 
 STEPS = 400
@@ -40,7 +41,7 @@ STEPS = 400
 
 
 @dataclass(frozen=True)
-class Settings(PruningSettings):
+class Settings(RoundsSettings):
     """What of the run is learnt sparse, and how strongly."""
 
     sparse_share: float = 0.25
@@ -122,7 +123,7 @@ def removal_order(model: ElasticModel, limit: float) -> Tensor:
     return order
 
 
-class DepGraph(Pruning):
+class DepGraph(PruneAndTune):
     """Train, learn sparse, prune, fine-tune."""
 
     name = "depgraph"
@@ -135,9 +136,9 @@ class DepGraph(Pruning):
         recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
         return "Torch-Pruning's regulariser leaves recurrent weights out" if recurrent else None
 
-    def keys(self, job: Job, model: ElasticModel) -> Tensor:
+    def prune(self, job: Job, model: ElasticModel, limit: float) -> None:
         """Last out, first in: what the library removes later is worth more."""
-        return removal_order(model, job.budget * job.dense_macs)
+        cut(job, model, removal_order(model, limit), limit)
 
     def dense(self, job: Job) -> Generator[Stage, None, ElasticModel]:
         """The dense network, trained and then learnt sparse."""

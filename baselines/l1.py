@@ -10,13 +10,11 @@ schedule goes on after pruning, within the epochs that every method has, or on t
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from nasbench_grow import share_keys
-from nasbench_grow.contract import ElasticModel, Job, Pruning
+from nasbench_grow.contract import ElasticModel, Job, PruneAndTune, cut
 
 
-class L1(Pruning):
+class L1(PruneAndTune):
     """Train, prune by L1 norm, fine-tune."""
 
     name = "l1"
@@ -24,6 +22,7 @@ class L1(Pruning):
     citation = "Li et al., Pruning Filters for Efficient ConvNets, arXiv 1608.08710"
     version = 3  # also runs of one epoch, in the middle of which it prunes
 
-    def keys(self, job: Job, model: ElasticModel) -> Tensor:
-        """The same share of every group, those with the largest norms."""
-        return share_keys(model.space, model.filter_sums(lambda weight: weight.detach().abs()))
+    def prune(self, job: Job, model: ElasticModel, limit: float) -> None:
+        """Keeps the same share of every group, those with the largest norms."""
+        norms = model.filter_sums(lambda weight: weight.detach().abs())
+        cut(job, model, share_keys(model.space, norms), limit)

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nasbench_grow import Space, UserError, select
-from nasbench_grow.contract import ElasticModel, Job, Pruning, PruningSettings, Task, check_choices
+from nasbench_grow.contract import ElasticModel, Job, PruneAndTune, RoundsSettings, Task, check_choices
 
 Choice = Literal["deterministic", "sampled", "mixed"]
 
@@ -39,7 +39,7 @@ CHUNK = 2**22
 
 
 @dataclass(frozen=True)
-class ProvableSettings(PruningSettings):
+class ProvableSettings(RoundsSettings):
     """When it is pruned, with what probability of failure, and which filters stay."""
 
     failure: float = 1e-16
@@ -200,7 +200,7 @@ def drawn(probabilities: Tensor, width: int, sure: Tensor, generator: torch.Gene
     return kept, weights
 
 
-class Provable(Pruning):
+class Provable(PruneAndTune):
     """Train, prune with a bound on every layer's error, fine-tune."""
 
     name = "provable"

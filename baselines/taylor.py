@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nasbench_grow import UserError, select
-from nasbench_grow.contract import Callback, ElasticModel, Job, Pruning, PruningSettings, Run
+from nasbench_grow import UserError
+from nasbench_grow.contract import Callback, ElasticModel, Job, Pruning, RoundsSettings, Run, cut
 
 
 @dataclass(frozen=True)
-class TaylorSettings(PruningSettings):
+class TaylorSettings(RoundsSettings):
     """When and how fast filters leave, and what their importance is."""
 
     rounds: int = 30
@@ -103,7 +103,7 @@ class Importance(Callback):
         self.done, self.summed = due, 0
         self.total = torch.zeros_like(self.total)
         limit = (1 + (self.job.budget - 1) * due / self.settings.rounds) * self.job.dense_macs
-        model.resize(select(model.space, self.keys(model), limit, self.job.granularity))
+        cut(self.job, model, self.keys(model), limit)
 
     def keys(self, model: ElasticModel) -> Tensor:
         """Importance as :func:`nasbench_grow.select` takes it, shape (structures,), float64: layers stay."""
@@ -112,7 +112,7 @@ class Importance(Callback):
         if self.settings.per_macs:
             keys /= model.space.marginal_macs(model.structures).clamp(min=1)
         keys[model.space.filters :] = torch.inf
-        return keys.masked_fill(~model.structures, -torch.inf)
+        return keys
 
     def log(self, model: ElasticModel) -> dict[str, float]:
         """How far pruning is."""
@@ -146,5 +146,5 @@ class Taylor(Pruning):
     def run(self, job: Job) -> Run:
         """Dense training, or what another cell trained; then training that prunes at first."""
         model = yield from self.dense(job)
-        yield from self.tune(job, model, self.settings.dense_share, 1.0, Importance(job, model, self.settings))
+        yield from self.tune(job, model, Importance(job, model, self.settings), since=self.settings.dense_share)
         return model.network

@@ -17,43 +17,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nasbench_grow import UserError, select, uniform_keys
+from nasbench_grow import select, uniform_keys
 from nasbench_grow.contract import (
     Callback,
     ElasticModel,
     Job,
-    Method,
+    Pruning,
+    PruningSettings,
     Run,
     Task,
-    check_choices,
     check_positive,
     check_share,
+    check_within_run,
 )
 
 INSIDE = 0.3
 """Share of their filters that the insides of blocks keep at least, before the blocks' outputs are pruned too."""
 
-Start = Literal["scratch", "trained"]
-
 
 @dataclass(frozen=True)
-class ThiNetSettings:
+class ThiNetSettings(PruningSettings):
     """When layers are pruned, and from how much data."""
 
-    start: Start = "scratch"
-    """``trained``: the finished network of ``dense`` takes the place of the first ``dense_share``, and is billed."""
-    dense_share: float = 0.5
-    """Share of the epochs before the first layer is pruned."""
     pruning_share: float = 0.25
     """Share of the epochs over which the layers are pruned, with fine-tuning between."""
-    tuning_rate: float = 1.0
-    """Factor on the recipe's learning rate from the first pruned layer on."""
     images: int = 512
     """Training images that each layer is pruned by."""
     entries: int = 10
@@ -61,14 +54,10 @@ class ThiNetSettings:
 
     def __post_init__(self) -> None:
         """Refuses a setting outside its range with a UserError."""
-        check_choices(self, start=Start)
-        check_share(self, "dense_share", "pruning_share")
-        check_positive(self, "tuning_rate", "images", "entries")
-        if self.dense_share + self.pruning_share > 1:
-            raise UserError(
-                f"dense_share {self.dense_share:g} and pruning_share {self.pruning_share:g} are more than the run; "
-                "give two shares that add up to 1 at most"
-            )
+        super().__post_init__()
+        check_share(self, "pruning_share")
+        check_positive(self, "images", "entries")
+        check_within_run(self, "dense_share", "pruning_share")
 
 
 def least_missed(gram: Tensor, removed: int) -> list[int]:
@@ -256,20 +245,13 @@ def inputs_of(model: ElasticModel, structures: slice, name: str) -> tuple[Tensor
     return inside, numbers[inside] - structures.start
 
 
-class ThiNet(Method):
+class ThiNet(Pruning):
     """Prunes layer by layer what the next layer misses least."""
 
     name = "thinet"
     summary = "remove layer by layer the filters that the next layer's output misses least, fine-tune between and after"
-    family = "pruning"
     citation = "Luo et al., ThiNet: A Filter Level Pruning Method, arXiv 1707.06342"
     Settings = ThiNetSettings
-    takes = "network"
-
-    @property
-    def source(self) -> str | None:
-        """The dense network's cell, where the start is a trained one."""
-        return "dense" if self.settings.start == "trained" else None
 
     def skip(self, task: Task, network: nn.Module) -> str | None:
         """Consumers must be convolutions or linear layers whose inputs can be seen."""
@@ -282,20 +264,9 @@ class ThiNet(Method):
 
     def run(self, job: Job) -> Run:
         """Dense training, or what another cell trained; then pruning and training in turn."""
-        settings = self.settings
-        if settings.start == "trained":
-            model = job.model(job.source.network())
-        else:
-            model = job.model()
-            epochs = settings.dense_share * job.epochs
-            yield from job.fit(model, epochs=int(epochs) or epochs)  # whole ones, if there are any
-        thinning = Thinning(job, model, settings)
-        if settings.start == "trained":
-            since = settings.dense_share
-            epochs = (1 - since) * job.epochs
-            yield from job.fit(model, thinning, epochs=epochs, span=(since, 1.0), rate=settings.tuning_rate)
-        else:
-            yield from job.fit(model, thinning, rate=settings.tuning_rate)
+        model = yield from self.dense(job)
+        thinning = Thinning(job, model, self.settings)
+        yield from self.tune(job, model, thinning, since=self.settings.dense_share)
         thinning.prune(model, 1.0)  # those for which no step was left
         return model.network
 

@@ -31,7 +31,7 @@ from nasbench_grow.baselines.random import SPREAD, UNSPENT, Random, RandomSettin
 from nasbench_grow.baselines.random_widths import RandomWidths
 from nasbench_grow.baselines.scaled import Scaled
 from nasbench_grow.baselines.uniform import Uniform
-from nasbench_grow.contract import Batch, ElasticModel, Job, Method, PruningSettings, Recipe
+from nasbench_grow.contract import Batch, ElasticModel, Job, Method, Recipe, RoundsSettings
 from nasbench_grow.cost.macs import count_macs
 from nasbench_grow.structure.architecture import describe
 from nasbench_grow.structure.discovery import discover
@@ -359,7 +359,7 @@ def test_every_group_keeps_the_same_share_by_norm_and_layers_stay():
 )
 def test_l1_prunes_after_its_share_of_the_epochs_or_in_the_middle_of_the_only_one(epochs, dense_share, dense_steps):
     small = job(wide, epochs=epochs)
-    network, macs = run(L1(PruningSettings(dense_share=dense_share)), small)
+    network, macs = run(L1(RoundsSettings(dense_share=dense_share)), small)
     dense, pruned = small.dense_macs, count_macs(network, EXAMPLE)
     assert pruned / dense == pytest.approx(0.5, abs=0.02)
     steps = epochs * STEPS
@@ -376,7 +376,7 @@ def test_l1_goes_on_in_the_one_schedule_after_pruning():
 
 def test_l1_refuses_what_is_no_share():
     with pytest.raises(UserError, match="dense_share 0 is out of range: it is a share"):
-        replace(PruningSettings(), dense_share=0)
+        replace(RoundsSettings(), dense_share=0)
 
 
 def test_survivors_keep_their_momentum():

@@ -3,7 +3,14 @@
 from nasbench_grow.contract.callback import Callback
 from nasbench_grow.contract.job import DivergedError, Job, Stage
 from nasbench_grow.contract.method import FixedNetwork, Method, Run
-from nasbench_grow.contract.pruning import Pruning, PruningSettings
+from nasbench_grow.contract.pruning import (
+    PruneAndTune,
+    Pruning,
+    PruningSettings,
+    RoundsSettings,
+    check_within_run,
+    cut,
+)
 from nasbench_grow.contract.settings import MethodName, check_choices, check_positive, check_share
 from nasbench_grow.contract.source import Source
 from nasbench_grow.contract.task import Batch, Recipe, Split, Splits, Task, TrainSplit
@@ -18,9 +25,11 @@ __all__ = [
     "Job",
     "Method",
     "MethodName",
+    "PruneAndTune",
     "Pruning",
     "PruningSettings",
     "Recipe",
+    "RoundsSettings",
     "Run",
     "Source",
     "Split",
@@ -31,4 +40,6 @@ __all__ = [
     "check_choices",
     "check_positive",
     "check_share",
+    "check_within_run",
+    "cut",
 ]
