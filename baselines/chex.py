@@ -7,8 +7,9 @@ have the largest leverage scores, the column subset selection of section 3.1. Th
 share that starts with ``regrowth`` and falls by a cosine, with the weights they had when they were last there: they
 are drawn without replacement, by how far they are from the span of those that stay (section 3.2). Published for
 ImageNet (their code): of 0.7 pruned 0.3 regrown, every 2 of 250 epochs until epoch 180, the L1 norm where a matrix has
-fewer rows than columns. Ours: the target is of MACs; coupled filters have the rows of all layers that make them, and
-the mean of their scales; and a period is one epoch, as runs are shorter here.
+fewer rows than columns. Residual streams keep their width, as in their code: the scales that add to one sink together,
+so that a rank across the network would take nearly all of it. Ours: the target is of MACs, a filter with several norms
+has the mean of their scales, and a period is one epoch, as runs are shorter here.
 """
 
 from __future__ import annotations
@@ -58,18 +59,15 @@ class Exploring(Callback):
         regrowth = self.settings.regrowth * (1 + math.cos(math.pi * step / last)) / 2
         if step == 0:
             norms = model.filter_sums(lambda weight: weight.detach().abs())
-            model.resize(self.first(model.space, norms.cpu(), regrowth))
+            keys = share_keys(model.space, norms.cpu()).masked_fill(residual(model), torch.inf)
+            model.resize(with_more(model.space, self.within_budget(model.space, keys), keys, regrowth))
         else:
             model.resize(self.explored(model, regrowth))
 
-    def first(self, space: Space, norms: Tensor, regrowth: float) -> Tensor:
-        """The same share of every layer, those of the largest norms, and more than the budget allows."""
-        keys = share_keys(space, norms)
-        return with_more(space, self.within_budget(space, keys), keys, regrowth)
-
     def explored(self, model: ElasticModel, regrowth: float) -> Tensor:
         """What of the network stays, and what is regrown beside it."""
-        space, scales = model.space, mean_scales(model)
+        space = model.space
+        scales = mean_scales(model).masked_fill(residual(model), torch.inf)
         within = self.within_budget(space, scales)
         more = with_more(space, within, scales, regrowth)
         norms = model.filter_sums(lambda weight: weight.detach().abs()).cpu()
@@ -114,6 +112,17 @@ def with_more(space: Space, within: Tensor, keys: Tensor, regrowth: float) -> Te
     present = within.clone()
     present[ranking[keys[ranking] > -torch.inf]] = True
     return present
+
+
+def residual(model: ElasticModel) -> Tensor:
+    """The filters of residual streams, which several convolutions add to, shape (structures,), bool."""
+    space = model.space
+    makers = torch.zeros(len(space))
+    for name, module in model.dense.named_modules():
+        owners = space.owners.get((f"{name}.weight", 0))
+        if owners is not None and isinstance(module, nn.modules.conv._ConvNd) and module.groups == 1:
+            makers[owners[owners >= 0].unique()] += 1
+    return makers > 1
 
 
 def mean_scales(model: ElasticModel) -> Tensor:

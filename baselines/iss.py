@@ -9,7 +9,7 @@ layers of 1,500 units they learn from scratch with lambda 0.0012 (their code's e
 and dropout 0.4 in place of 0.65. The price alone shrinks a norm by lambda times the learning rate a step: from an
 initial 3.7 to zero takes 3,000 steps at a rate of 1, and in a shorter run hardly a unit vanishes. Theirs ends as small
 as lambda makes it. Ours stops pricing once the budget is met, and what is above it after ``sparse_share`` of the epochs
-(for as long theirs keeps its first rate) leaves by the norm of its structure, taken as a root mean square so that
+(theirs keeps its first rate as long) leaves by the norm of its structure, taken as a root mean square so that
 layers of any size compare.
 """
 

@@ -110,6 +110,18 @@ def test_regrown_filters_come_back_with_the_weights_they_had():
     assert torch.equal(model.network.bn2.running_var, last["bn2.running_var"][kept[0]])
 
 
+def test_a_residual_stream_keeps_its_width():
+    job = small_job(lambda: Residual(16), budget=0.3)
+    model, callback = job.model(), Exploring(job, Settings())
+    with torch.no_grad():
+        for norm in (model.network.norm, *(block.bn2 for block in model.network.blocks)):
+            norm.weight.fill_(0.01)
+    for step in (0, 10, 72):
+        callback.before_step(model, step, 100)
+        assert model.network.stem.out_channels == 16
+    assert model.macs <= 0.3 * job.dense_macs
+
+
 def test_scales_divide_the_budget_and_the_last_round_regrows_nothing():
     job, callback = exploring()
     model = job.model()
