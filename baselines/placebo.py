@@ -16,5 +16,5 @@ class Placebo(Grow):
     summary = "grow, but what is learnt of one structure is applied to another: a control for learning"
     family = "control"
     citation = "a control of this suite"
-    version = 2
+    version = 3  # follows version 7 of grow
     placebo = True

@@ -134,7 +134,7 @@ def test_layers_come_the_later_the_lower_they_start() -> None:
         masks.resample(0.1)
         return sum(int(rival[space.filters :].sum()) for rival in masks.rivals())
 
-    assert layers(-4.0) < layers(-1.0) < layers(2.0)
+    assert layers(-0.5) < layers(0.0) < layers(0.5)
 
 
 def width(space: Space, present: Tensor, group: int) -> float:
@@ -175,17 +175,30 @@ def test_a_placebo_gives_the_evidence_on_one_structure_to_another() -> None:
 def test_a_placebo_moves_as_much_as_what_it_is_a_placebo_for_but_nothing_at_its_own_place() -> None:
     space = space_of(Residual)
     groups = len(space.groups)
-    settings = replace(DEFAULT, layer_start=0.0)
-    masks, placebo = (SampledMasks(space, settings, 0.2, 4, granularity=1, placebo=each) for each in (False, True))
+    masks, placebo = (SampledMasks(space, DEFAULT, 0.2, 64, granularity=1, placebo=each) for each in (False, True))
     placebo.load_state_dict(at_budget(masks).state_dict())
     weights = torch.randn(len(space), generator=torch.Generator().manual_seed(0))
     for each in (masks, placebo):
         each.resample(0.1)
         each.learn(torch.stack([rival.float() @ weights for rival in each.rivals()]))
     for part in (slice(0, groups), slice(groups, None)):
-        assert (masks.logits[part].abs() > 1e-3).all()
+        assert masks.logits[part].abs().max() > 0.1
         assert torch.allclose(masks.logits[part].sort().values, placebo.logits[part].sort().values)
-        assert not torch.isclose(masks.logits[part], placebo.logits[part]).any()
+        learnt = masks.logits[part] != 0
+        assert not torch.isclose(masks.logits[part], placebo.logits[part])[learnt].any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_losses_that_tell_nothing_move_hardly_anything_and_those_that_do_move_much(seed: int) -> None:
+    space = resnet20_space()
+    groups, noise = len(space.groups), torch.Generator().manual_seed(seed)
+    settings = replace(DEFAULT, structures="filters")
+    blind = SampledMasks(space, settings, 0.5, SAMPLES, granularity=1, seed=seed)
+    follow(blind, lambda present: float(torch.randn((), generator=noise)))
+    seeing = SampledMasks(space, settings, 0.5, SAMPLES, granularity=1, seed=seed)
+    follow(seeing, lambda present: float(torch.randn((), generator=noise)) - 50 * width(space, present, 0))
+    assert (blind.logits == 0).float().mean() >= 0.5, "evidence no larger than its error is no evidence"
+    assert seeing.logits[:groups].argmax() == 0 and seeing.logits[0] > 2 * blind.logits.abs().max()
 
 
 def test_the_evidence_of_a_placebo_goes_to_other_places_for_another_seed() -> None:
@@ -230,10 +243,10 @@ def test_losses_that_do_not_differ_teach_nothing() -> None:
 
 def test_a_temperature_rises_with_the_periods_in_which_its_structure_was_present() -> None:
     space = space_of(Residual)
-    masks = SampledMasks(space, replace(DEFAULT, layer_start=-2.0), 0.5, SAMPLES, granularity=1)
+    masks = SampledMasks(space, DEFAULT, 0.5, SAMPLES, granularity=1)
     periods = [present for progress, present in follow(masks) if progress < DEFAULT.commit]
     seen = torch.stack(periods)[:, space.filters :].sum(0)
-    expected = DEFAULT.beta_growth ** (seen / len(periods))
+    expected = DEFAULT.beta_start * DEFAULT.beta_growth ** (seen / len(periods))
     assert torch.allclose(masks.temperatures[len(space.groups) :], expected.float(), rtol=0.05)
 
 
@@ -325,17 +338,13 @@ def test_a_branch_that_sees_the_digit_becomes_wider_than_one_that_sees_noise(see
     assert grown.digit[0][0].out_channels > grown.noise[0][0].out_channels
 
 
-@pytest.mark.parametrize(("budget", "layers"), [(0.15, 0), (0.5, 3), (0.95, 8)])
-def test_plain_layers_are_in_where_the_widest_filters_do_not_spend_the_budget_and_stay(
-    budget: float, layers: int
-) -> None:
+@pytest.mark.parametrize("budget", [0.15, 0.5])
+def test_plain_layers_stay_from_the_start(budget: float) -> None:
     space = discover(create("cifar_vgg16_bn", 10, 3), torch.zeros(1, 3, 16, 16))
     masks = SampledMasks(space, DEFAULT, budget, samples=2, granularity=8)
-    kept = {
-        tuple(present[space.filters :].tolist()) for progress, present in follow(masks) if progress > DEFAULT.growth
-    }
-    (there,) = kept
-    assert sum(there) == layers and abs(masks.cost - budget) <= 0.02
+    assert space.layers
+    assert all(present[space.filters :].all() for progress, present in follow(masks) if progress > 0)
+    assert abs(masks.cost - budget) <= 0.02
 
 
 @pytest.mark.parametrize("structures", ["filters", "layers"])

@@ -4,7 +4,8 @@ Every structure has a logit s, and is present with the probability sigmoid(beta 
 The filters of a group cannot be told apart at birth, so they share one logit: what is learnt is each group's width and
 each layer's presence. Once a period a sample of the scheduled cost begins to train. From the end of growth on several
 more of the same cost are sampled from the weights as they are, and their losses on one batch compared; the logits move
-along their score functions, an estimate of the gradient of the expected loss (Williams 1992, REINFORCE).
+along their score functions, an estimate of the gradient of the expected loss (Williams 1992, REINFORCE), as far as that
+estimate is larger than its own error.
 
 The paper differentiates the loss by gates sigmoid(beta s) instead. Behind every group that a convolution and its
 normalisation take in, the gates of the group have gradients that add up to zero, whatever its width is worth: that
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -43,9 +43,9 @@ class SamplingSettings(SolvedSettings):
     """Share of the run's training that comparing samples may cost; at least two are compared once a period."""
     travel: float = 8.0
     """How far a logit moves in a run if its structure alone decided the loss."""
-    layer_start: float = -1.0
-    """Logit that layers start with, where groups start at 0: as in the seed, a layer is rather absent."""
-    beta_start: float = 1.0
+    layer_start: float = 0.0
+    """Logit that layers start with, as groups start at 0: below 0 a layer is rather absent, as in the seed."""
+    beta_start: float = 4.0
     """Temperature beta of a structure that was never present."""
     beta_growth: float = 4.0
     """gamma, the factor by which the temperature of a structure rises that is present in every period."""
@@ -92,8 +92,11 @@ class SampledMasks(Masks):
         placebo: what one structure learns goes to another: as much changes, but nothing is known.
 
     Attributes:
-        logits: shape (groups + layers,), in the order of the space.
-        ages: the share of the time until commit in which each of them was present, same shape.
+        start: the logits before anything is learnt, shape (groups + layers,), in the order of the space.
+        ages: the share of the time until commit in which each structure was present, same shape.
+        moments: sums over the networks compared of (advantage x score), same shape; an advantage is how far a loss is
+            below the mean of its period, in standard deviations.
+        weights: sums of squared scores, same shape.
     """
 
     def __init__(
@@ -111,13 +114,13 @@ class SampledMasks(Masks):
         super().__init__(space, settings.structures, budget, cost_of, seed)
         self.settings, self.samples, self.granularity = settings, samples, granularity
         groups, layers = len(space.groups), len(space.layers)
-        self.logits = torch.cat([torch.zeros(groups), self._layer_logits()])
-        self.ages = torch.zeros(groups + layers)
+        self.start = torch.cat([torch.zeros(groups), self._layer_logits()])
+        self.ages, self.moments, self.weights = (torch.zeros(groups + layers) for _ in range(3))
         self.places = torch.arange(groups + layers)
         if placebo:
-            for part in (torch.arange(groups), groups + torch.nonzero(self.logits[groups:].isfinite()).flatten()):
+            for part in (torch.arange(groups), groups + torch.nonzero(self.start[groups:].isfinite()).flatten()):
                 self.places[part] = part[_derangement(len(part), self.generator)]
-        self.progress = self.elapsed = 0.0
+        self.progress = self.searched = 0.0
         self.scores = torch.zeros(0, groups + layers)
         self.asked: list[Tensor] = []
         self.committed = False
@@ -127,24 +130,26 @@ class SampledMasks(Masks):
         """beta_i = beta_0 * gamma^(t_i / T), t_i of T periods those in which structure i was present (section 3.2)."""
         return self.settings.beta_start * self.settings.beta_growth**self.ages
 
-    def _layer_logits(self) -> Tensor:
-        """Logits of the layers, shape (layers,). Those of plain layers are infinite: in are those without which the
-        widest filters would not spend the budget, the first ones of every stage first.
+    @property
+    def logits(self) -> Tensor:
+        """s, shape (groups + layers,): from the start along what is believed, further as the search goes on."""
+        return self.start + self.settings.travel * self.searched * self.believed[self.places]
 
-        Plain layers are not sampled. Without a skip connection, what follows a layer is trained for its output or for
-        its input; weights that have to serve both serve neither, and prefer what is most like the average sample.
+    @property
+    def believed(self) -> Tensor:
+        """The slope of the advantage along each score, shrunk by its standard error (James and Stein 1961, positive
+        part): 1 for a structure that alone decides the loss, 0 for evidence no larger than chance gives."""
+        slopes = self.moments / self.weights.clamp(min=1e-12)
+        return slopes * (1 - 1 / (self.weights * slopes.square()).clamp(min=1e-12)).clamp(min=0)
+
+    def _layer_logits(self) -> Tensor:
+        """Logits that layers start with, shape (layers,): infinite for plain layers, which stay, if filters are grown.
+
+        Without a skip connection, what follows a layer is trained for its output or for its input; weights that have to
+        serve both serve neither, and prefer what is most like the average sample.
         """
-        layers = self.space.layers
-        logits = torch.tensor([self.settings.layer_start if layer.bypass is None else -torch.inf for layer in layers])
-        widest = self.space.full()
-        widest[self.space.filters :] = logits.isfinite()
-        for number in (number for rank in zip_longest(*self.space.stages()) for number in rank if number is not None):
-            if self.cost_of(widest) >= self.budget * self.dense_cost:
-                break
-            if not widest[number]:
-                widest[number] = True
-                logits[number - self.space.filters] = torch.inf
-        return logits
+        sampled, start = self.settings.structures == "layers", self.settings.layer_start
+        return torch.tensor([start if sampled or layer.bypass is None else torch.inf for layer in self.space.layers])
 
     def target(self, progress: float) -> float:
         """Linear from the seed's cost to the budget."""
@@ -155,15 +160,16 @@ class SampledMasks(Masks):
         if self.committed:
             return self.present
         settings = self.settings
-        self.elapsed, self.progress = progress - self.progress, progress
+        elapsed, self.progress = progress - self.progress, progress
+        self.searched = min(1.0, max(0.0, (progress - settings.growth) / settings.search))
         target = min(self.target(progress), self.cost + LARGEST_STEP)
         grown = progress >= settings.growth and target == self.target(progress)
         if grown and progress >= settings.commit:
             self.committed = True
-            self.present = self._structures(torch.zeros(len(self.logits)), target)
+            self.present = self._structures(torch.zeros(len(self.start)), target)
             return self.present
         self.present = self._structures(self._draw() / self.temperatures, target)
-        self.ages += self._there(self.present) * self.elapsed / settings.commit
+        self.ages += self._there(self.present) * elapsed / settings.commit
         if grown:
             half = [self._draw() for _ in range(self.samples // 2)]
             drawn = [sign * noise for noise in half for sign in (1, -1)]  # mirrored: what is even in it cancels out
@@ -173,16 +179,15 @@ class SampledMasks(Masks):
 
     def _draw(self) -> Tensor:
         """Logistic noise: s + noise / beta > 0 with the probability sigmoid(beta s). Shape (groups + layers,)."""
-        return torch.logit(torch.rand(len(self.logits), generator=self.generator), eps=1e-6)
+        return torch.logit(torch.rand(len(self.start), generator=self.generator), eps=1e-6)
 
     def learn(self, losses: Tensor) -> None:
-        """Moves the logits along the score functions of the networks with low losses (shape (samples,)); where one of
-        them is no number, nothing is learnt."""
+        """Adds the evidence of the networks compared (losses of shape (samples,)); none where one is no number."""
         if not losses.isfinite().all():
             return
         advantages = (losses.mean() - losses) / losses.std(correction=0).clamp(min=1e-12)
-        step = (advantages[:, None] * self.scores).mean(0)
-        self.logits += self.settings.travel * self.elapsed / self.settings.search * step[self.places]
+        self.moments += (advantages[:, None] * self.scores).sum(0)
+        self.weights += self.scores.square().sum(0)
 
     def _structures(self, noise: Tensor, target: float) -> Tensor:
         """The structures whose logit, ``noise`` added, is above the price at which all cost ``target``."""
@@ -230,20 +235,22 @@ class SampledMasks(Masks):
         return asked
 
     def state_dict(self) -> dict[str, Any]:
-        """Logits and ages too."""
+        """Ages and evidence too."""
         return {
             **super().state_dict(),
-            "logits": self.logits.clone(),
             "ages": self.ages.clone(),
+            "moments": self.moments.clone(),
+            "weights": self.weights.clone(),
             "progress": self.progress,
+            "searched": self.searched,
             "committed": self.committed,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what :meth:`state_dict` gave."""
         super().load_state_dict(state)
-        self.logits, self.ages = state["logits"].clone(), state["ages"].clone()
-        self.progress, self.committed = state["progress"], state["committed"]
+        self.ages, self.moments, self.weights = (state[name].clone() for name in ("ages", "moments", "weights"))
+        self.progress, self.searched, self.committed = state["progress"], state["searched"], state["committed"]
 
 
 def _derangement(count: int, generator: torch.Generator) -> Tensor:
