@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nasbench_grow import UserError
-from nasbench_grow.baselines.soft_filter import SoftPruning, SoftSettings
+from nasbench_grow.baselines.soft_filter import SoftFilter, SoftSettings
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class FpgmSettings(SoftSettings):
             raise UserError(f"norm_share {self.norm_share:g} is out of range: it is a share, 0 <= norm_share < 1")
 
 
-class FPGM(SoftPruning):
+class FPGM(SoftFilter):
     """Filters nearest to the geometric median of their layer are zeroed every epoch."""
 
     name = "fpgm"

@@ -17,7 +17,6 @@ and it recovers slowly, in short epochs hardly ever (``recovered`` in the log). 
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -126,10 +125,13 @@ def zero(model: ElasticModel, zeroed: Tensor, *, alone: bool = False) -> None:
             parameters[name].index_fill_(dim, entries.to(parameters[name].device), 0)
 
 
-class SoftPruning(Method):
-    """Dense training in which filters are zeroed every epoch; a subclass says which."""
+class SoftFilter(Method):
+    """Dense training in which the filters with the smallest norms are zeroed every epoch, and removed at the end."""
 
+    name = "soft_filter"
+    summary = "zero the filters of the smallest L2 norm every epoch, let them recover, remove them at the end"
     family = "pruning"
+    citation = "He et al., Soft Filter Pruning for Accelerating Deep CNNs, arXiv 1808.06866"
     Settings = SoftSettings
     takes = "network"
 
@@ -138,14 +140,14 @@ class SoftPruning(Method):
         """The dense network's cell, where the start is a trained one."""
         return "dense" if self.settings.start == "trained" else None
 
-    @abstractmethod
     def worth(self, filters: Tensor, removed: int) -> Tensor:
-        """What the filters of a group are worth, shape (filters,); those worth least are zeroed.
+        """What the filters of a group are worth, shape (filters,); those worth least are zeroed. Here: L2 norms.
 
         Args:
             filters: their weights, shape (filters, weights of one).
             removed: how many are to be removed in the end.
         """
+        return filters.norm(dim=1)
 
     def run(self, job: Job) -> Run:
         """The whole schedule, then the cut."""
@@ -155,15 +157,3 @@ class SoftPruning(Method):
         yield from job.fit(model, zeroing, rate=self.settings.tuning_rate if trained else 1.0)
         model.resize(zeroing.present)
         return model.network
-
-
-class SoftFilter(SoftPruning):
-    """Filters with the smallest norms are zeroed every epoch."""
-
-    name = "soft_filter"
-    summary = "zero the filters of the smallest L2 norm every epoch, let them recover, remove them at the end"
-    citation = "He et al., Soft Filter Pruning for Accelerating Deep CNNs, arXiv 1808.06866"
-
-    def worth(self, filters: Tensor, removed: int) -> Tensor:
-        """Their L2 norms."""
-        return filters.norm(dim=1)
