@@ -18,14 +18,26 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nasbench_grow import GatedNetwork, UserError, count_macs, select
-from nasbench_grow.contract import Callback, ElasticModel, Job, Method, Run, check_choices, check_positive, check_share
+from nasbench_grow.contract import (
+    Callback,
+    ElasticModel,
+    Job,
+    Pruning,
+    PruningSettings,
+    Run,
+    Stage,
+    check_positive,
+    check_share,
+    check_within_run,
+)
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 """Of the hard-concrete distribution: its temperature, and the interval that it is stretched to before it is clipped."""
@@ -42,18 +54,11 @@ LOOKS = 100
 
 
 @dataclass(frozen=True)
-class BarSettings:
+class BarSettings(PruningSettings):
     """When gates are learnt, and the weights of the objective."""
 
-    start: Literal["scratch", "trained"] = "scratch"
-    """``scratch``: the dense network trains for ``dense_share`` of the epochs, by the whole of the recipe's schedule,
-    as it is to teach. ``trained``: the finished network of ``dense`` takes the place of that part, and is billed."""
-    dense_share: float = 0.5
-    """Share of the epochs before there are gates. The recipe's schedule goes on from there, whichever the start."""
     pruning_share: float = 0.25
     """Share of the epochs in which gates are learnt; the rest is fine-tuning."""
-    tuning_rate: float = 1.0
-    """Factor on the recipe's learning rate from the gates on."""
     strength: float = 0.01
     """Weight of the price: of the dense network's MACs, before the barrier."""
     travel: float = 20.0
@@ -65,14 +70,10 @@ class BarSettings:
 
     def __post_init__(self) -> None:
         """Refuses a setting outside its range with a UserError."""
-        check_choices(self, start=Literal["scratch", "trained"])
-        check_share(self, "dense_share", "pruning_share")
-        check_positive(self, "tuning_rate", "strength", "travel", "temperature")
-        if self.dense_share + self.pruning_share > 1:
-            raise UserError(
-                f"dense_share {self.dense_share:g} and pruning_share {self.pruning_share:g} are more than the run; "
-                "give two shares that add up to 1 at most"
-            )
+        super().__post_init__()
+        check_share(self, "pruning_share")
+        check_positive(self, "strength", "travel", "temperature")
+        check_within_run(self, "dense_share", "pruning_share")
         if not 0 <= self.distillation <= 1:
             raise UserError(f"distillation {self.distillation:g} is out of range: it is a weight, from 0 to 1")
 
@@ -252,30 +253,27 @@ class Gates(Taught):
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-class Bar(Method):
+class Bar(Pruning):
     """Train, learn gates under a falling budget, fold them in, fine-tune; the dense network teaches."""
 
     name = "bar"
     summary = "train dense, learn gates on filters at a price that a falling budget sets, fold them in, fine-tune"
-    family = "pruning"
     citation = "Lemaire et al., Structured Pruning with Budget-Aware Regularization, arXiv 1811.09332"
     Settings = BarSettings
-    takes = "network"
 
-    @property
-    def source(self) -> str | None:
-        """The dense network's cell, where the start is a trained one."""
-        return "dense" if self.settings.start == "trained" else None
+    def dense(self, job: Job) -> Generator[Stage, None, ElasticModel]:
+        """The dense network; within the run it goes through the whole of the recipe's schedule, as it is to teach."""
+        if self.settings.start == "trained":
+            return (yield from super().dense(job))
+        model = job.model()
+        yield from job.fit(model, epochs=self.settings.dense_share * job.epochs, span=(0.0, 1.0))
+        return model
 
     def run(self, job: Job) -> Run:
         """Dense training, or what another cell trained; then gates; then fine-tuning."""
         settings = self.settings
         since, until = settings.dense_share, settings.dense_share + settings.pruning_share
-        if settings.start == "trained":
-            model = job.model(job.source.network())
-        else:
-            model = job.model()
-            yield from job.fit(model, epochs=since * job.epochs, span=(0.0, 1.0))
+        model = yield from self.dense(job)
         teacher = copy.deepcopy(model.network)
         gates, rate = Gates(job, model, teacher, settings), settings.tuning_rate
         yield from job.fit(model, gates, epochs=settings.pruning_share * job.epochs, span=(since, until), rate=rate)
