@@ -25,11 +25,12 @@ from nasbench_grow.contract import (
     Callback,
     ElasticModel,
     Job,
-    Pruning,
-    PruningSettings,
+    PruneAndTune,
+    RoundsSettings,
     Stage,
     Task,
     check_positive,
+    cut,
 )
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -70,7 +71,7 @@ class Scales:
 
     def __init__(self, model: ElasticModel) -> None:
         space = model.space
-        self.weights, owners = list[nn.Parameter](), list[Tensor]()
+        self.weights, owners = list[Tensor](), list[Tensor]()
         for name, module in model.network.named_modules():
             axis = (f"{name}.weight", 0)
             kept = space.kept(model.structures, axis) if isinstance(module, BatchNorm) else None
@@ -90,7 +91,7 @@ class Scales:
 
 
 @dataclass(frozen=True)
-class SlimmingSettings(PruningSettings):
+class SlimmingSettings(RoundsSettings):
     """When the network is pruned, and how it trains before and after."""
 
     strength: float = 1e-5
@@ -102,7 +103,7 @@ class SlimmingSettings(PruningSettings):
         check_positive(self, "strength")
 
 
-class Slimming(Pruning):
+class Slimming(PruneAndTune):
     """Train with priced scales, prune by one threshold on them, fine-tune."""
 
     name = "slimming"
@@ -115,10 +116,14 @@ class Slimming(Pruning):
         scaled = any(isinstance(module, BatchNorm) and module.affine for module in network.modules())
         return None if scaled else "the backbone has no batch normalisation whose scales could be priced"
 
-    def keys(self, job: Job, model: ElasticModel) -> Tensor:
-        """The largest scale of each filter, on one threshold; what has no scale stays."""
+    def keys(self, model: ElasticModel) -> Tensor:
+        """The largest scale of each filter, shape (structures,), for one threshold; infinite for what has none."""
         scales = Scales(model)
-        return scales.largest().detach().cpu().masked_fill(~scales.there, torch.inf)
+        return scales.largest().detach().masked_fill(~scales.there.to(model.example.device), torch.inf)
+
+    def prune(self, job: Job, model: ElasticModel, limit: float) -> None:
+        """Removes the filters of the smallest scales."""
+        cut(job, model, self.keys(model), limit)
 
     def dense(self, job: Job) -> Generator[Stage, None, ElasticModel]:
         """The dense network, its scales priced; a trained one goes through the beginning of the schedule again."""
@@ -130,10 +135,11 @@ class Slimming(Pruning):
         return model
 
     def tune(
-        self, job: Job, model: ElasticModel, since: float, until: float, callback: Callback | None = None
+        self, job: Job, model: ElasticModel, callback: Callback | None = None, *, since: float, until: float = 1.0
     ) -> Generator[Stage, None, None]:
         """Fine-tuning, and before another round the scales are priced again."""
-        yield from super().tune(job, model, since, until, callback if until == 1 else self.price(job))
+        callback = callback if until == 1 else self.price(job)
+        yield from super().tune(job, model, callback, since=since, until=until)
 
     def price(self, job: Job) -> ScalePrice:
         """The price that moves a scale as far as the paper's does."""

@@ -79,7 +79,7 @@ def test_a_price_moves_a_scale_as_far_in_a_short_run_as_in_the_papers():
 
 
 def keys_of(model):
-    return Slimming().keys(job(), model)
+    return Slimming().keys(model)
 
 
 def test_one_threshold_on_the_scales_of_the_whole_network_decides():
