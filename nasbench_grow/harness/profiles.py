@@ -15,7 +15,14 @@ __all__ = ["PROFILES", "Grid", "Profile"]
 _FEW = ("dense", "uniform", "grow")
 _TABLE = ("dense", "uniform", "random", "l1", "grow")
 _CONTROLS = ("uniform", "scaled", "random", "random_widths", "placebo", "retrain[of=placebo]")
-_EVERY = (*_TABLE, "grow-paper", "scaled", "placebo", "random_widths", "retrain", "dense_short")
+_TRAINED_FIRST = ("l1", "thinet", "slimming", "taylor", "provable", "bar", "depgraph")
+"""Pruning methods that want a trained network."""
+_PRUNING = (*_TRAINED_FIRST, "soft_filter", "fpgm", "prunetrain", "morphnet", "chex", "oto", "iss")
+_EVERY = (
+    *_TABLE,
+    *(name for name in _PRUNING if name not in _TABLE),
+    *("grow-paper", "scaled", "placebo", "random_widths", "retrain", "dense_short"),
+)
 _BED_SEEDS = (1, 2, 3)
 """Seed 0 is for choosing settings."""
 _BEDS = (
@@ -97,6 +104,23 @@ def _beds(methods: tuple[str, ...], seeds: tuple[int, ...]) -> tuple[Grid, ...]:
             setup="cpu-bf16",
         )
         for task, backbone, budgets, epochs, samples in _BEDS
+    )
+
+
+def _pruned(task: str, backbone: str, budget: float, epochs: int, samples: int | None = None) -> Grid:
+    """Every pruning method beside the controls and ``grow``; those that want a trained network also on top of one."""
+    return Grid(
+        methods=(
+            *("dense", "uniform", "scaled", "random", "grow", *_PRUNING),
+            *(f"{name}[start=trained]" for name in _TRAINED_FIRST),
+        ),
+        tasks=(task,),
+        backbones=(backbone,),
+        budgets=(budget,),
+        seeds=_SEEDS,
+        epochs=epochs,
+        train_samples=samples,
+        setup="cpu-bf16",
     )
 
 
@@ -200,6 +224,15 @@ PROFILES = {
             ),
         ),
         Profile(
+            "pruning",
+            "every pruning method beside grow and the controls, on two networks and Penn Treebank, 3 seeds (2 days)",
+            (
+                _pruned("cifar10_16px", "cifar_resnet20", 0.25, 12),
+                _pruned("cifar10_16px", "cifar_vgg16_bn", 0.15, 12),
+                _pruned("ptb_small", "lstm_200", 0.5, 4, 11_550),
+            ),
+        ),
+        Profile(
             "beds",
             "does growing learn? grow and its controls on seven test beds, 3 seeds (two cores: days)",
             (
@@ -224,9 +257,9 @@ PROFILES = {
                     "grow[search=0.4]",
                     "grow[compared=0.1]",
                     "grow[travel=2]",
-                    "grow[layer_start=0]",
+                    "grow[layer_start=-1]",
                     "grow[beta_growth=1]",
-                    "grow[beta_start=3]",
+                    "grow[beta_start=1]",
                     "grow[newborn=zero]",
                     "grow-paper",
                     "retrain",
