@@ -175,11 +175,11 @@ def test_a_placebo_gives_the_evidence_on_one_structure_to_another() -> None:
 def test_a_placebo_moves_as_much_as_what_it_is_a_placebo_for_but_nothing_at_its_own_place() -> None:
     space = space_of(Residual)
     groups = len(space.groups)
-    masks, placebo = (SampledMasks(space, DEFAULT, 0.2, 64, granularity=1, placebo=each) for each in (False, True))
+    masks, placebo = (SampledMasks(space, DEFAULT, 0.2, 1000, granularity=1, placebo=each) for each in (False, True))
     placebo.load_state_dict(at_budget(masks).state_dict())
     weights = torch.randn(len(space), generator=torch.Generator().manual_seed(0))
     for each in (masks, placebo):
-        each.resample(0.1)
+        each.resample(0.2 - 1e-6)
         each.learn(torch.stack([rival.float() @ weights for rival in each.rivals()]))
     for part in (slice(0, groups), slice(groups, None)):
         assert masks.logits[part].abs().max() > 0.1
@@ -197,7 +197,7 @@ def test_losses_that_tell_nothing_move_hardly_anything_and_those_that_do_move_mu
     follow(blind, lambda present: float(torch.randn((), generator=noise)))
     seeing = SampledMasks(space, settings, 0.5, SAMPLES, granularity=1, seed=seed)
     follow(seeing, lambda present: float(torch.randn((), generator=noise)) - 50 * width(space, present, 0))
-    assert (blind.logits == 0).float().mean() >= 0.5, "evidence no larger than its error is no evidence"
+    assert (blind.logits == 0).float().mean() >= 0.8, "an interval that holds zero is no evidence"
     assert seeing.logits[:groups].argmax() == 0 and seeing.logits[0] > 2 * blind.logits.abs().max()
 
 
@@ -212,7 +212,7 @@ def test_the_evidence_of_a_placebo_goes_to_other_places_for_another_seed() -> No
 def test_neither_the_scale_nor_the_offset_of_the_losses_matters(scale: float, offset: float) -> None:
     space = space_of(Residual)
     weights = torch.randn(len(space), generator=torch.Generator().manual_seed(0), dtype=torch.double)
-    one, other = (SampledMasks(space, DEFAULT, 0.5, samples=4, granularity=1) for _ in range(2))
+    one, other = (SampledMasks(space, DEFAULT, 0.5, samples=200, granularity=1) for _ in range(2))
     for progress in (0.04, 0.08, 0.12, 0.16, 0.19, 0.2):
         assert torch.equal(one.resample(progress), other.resample(progress))
         rivals = one.rivals()
@@ -332,10 +332,13 @@ def test_a_branch_that_sees_the_digit_becomes_wider_than_one_that_sees_noise(see
     digits = Digits().load(torch.device("cpu")).train.epoch(0, 64, 0)
     batches = [(torch.cat([x, torch.randn(x.shape, generator=generator)], 1), targets) for x, targets in digits]
     example = torch.zeros(1, 2, 8, 8)
+    settings = SamplingSettings(compared=1.0)  # the run is short: with the default there is next to no evidence
+    model = seeded(TwoBranches, seed)
     grown = grow(
-        seeded(TwoBranches, seed), example, batches, epochs=30, seed=seed, granularity=1, progress=False
+        model, example, batches, epochs=30, seed=seed, granularity=1, settings=settings, progress=False
     ).network
-    assert grown.digit[0][0].out_channels > grown.noise[0][0].out_channels
+    digit, noise = (sum(part[0].out_channels for part in branch) for branch in (grown.digit, grown.noise))
+    assert digit > noise
 
 
 @pytest.mark.parametrize("budget", [0.15, 0.5])

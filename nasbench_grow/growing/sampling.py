@@ -5,7 +5,7 @@ The filters of a group cannot be told apart at birth, so they share one logit: w
 each layer's presence. Once a period a sample of the scheduled cost begins to train. From the end of growth on several
 more of the same cost are sampled from the weights as they are, and their losses on one batch compared; the logits move
 along their score functions, an estimate of the gradient of the expected loss (Williams 1992, REINFORCE), as far as that
-estimate is larger than its own error.
+estimate is surely off zero.
 
 The paper differentiates the loss by gates sigmoid(beta s) instead. Behind every group that a convolution and its
 normalisation take in, the gates of the group have gradients that add up to zero, whatever its width is worth: that
@@ -27,6 +27,9 @@ from nasbench_grow.growing.growing import LARGEST_STEP, Growing, Masks, logistic
 from nasbench_grow.growing.settings import CostOf, SolvedSettings
 from nasbench_grow.structure.selection import select
 from nasbench_grow.structure.space import Space
+
+ERRORS = 2.0
+"""Half the width of the interval in which a slope is known to lie, in standard errors: one of 95 %."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +140,10 @@ class SampledMasks(Masks):
 
     @property
     def believed(self) -> Tensor:
-        """The slope of the advantage along each score, shrunk by its standard error (James and Stein 1961, positive
-        part): 1 for a structure that alone decides the loss, 0 for evidence no larger than chance gives."""
+        """The slope of the advantage along each score, 1 for a structure that alone decides the loss; or rather the end
+        of its interval that is nearest to 0. Its standard error is 1 by the root of the sum of the squared scores."""
         slopes = self.moments / self.weights.clamp(min=1e-12)
-        return slopes * (1 - 1 / (self.weights * slopes.square()).clamp(min=1e-12)).clamp(min=0)
+        return slopes.sign() * (slopes.abs() - ERRORS / self.weights.sqrt()).clamp(min=0)
 
     def _layer_logits(self) -> Tensor:
         """Logits that layers start with, shape (layers,): infinite for plain layers, which stay, if filters are grown.
