@@ -61,6 +61,7 @@ class Importance(Callback):
         self.total = model.example.new_zeros(len(model.space), dtype=torch.float32)
         self.average: Tensor | None = None
         self.scaled = model.filter_sums(torch.ones_like, of=("scale",)) > 0  # filters with a factor of their own
+        self.all_scaled = bool(self.scaled[: model.space.filters].all())
 
     def gate_gradients(self, model: ElasticModel) -> Tensor:
         """The derivative of the batch's loss by each filter's gate, shape (structures,).
@@ -73,7 +74,7 @@ class Importance(Callback):
             return weight.detach() * (torch.zeros_like(weight) if weight.grad is None else weight.grad)
 
         gradients = model.filter_sums(slope, of=("scale", "shift"))
-        if not self.scaled[: model.space.filters].all():
+        if not self.all_scaled:
             gradients = torch.where(self.scaled, gradients, model.filter_sums(slope, of=("consuming",)))
         return gradients
 
