@@ -70,7 +70,7 @@ class Scales:
 
     def __init__(self, model: ElasticModel) -> None:
         space = model.space
-        self.weights, owners = list[nn.Parameter](), list[Tensor]()
+        self.weights, owners = list[Tensor](), list[Tensor]()
         for name, module in model.network.named_modules():
             axis = (f"{name}.weight", 0)
             kept = space.kept(model.structures, axis) if isinstance(module, BatchNorm) else None
