@@ -8,7 +8,7 @@ BIN       := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce-all report ablations test lint bench model-table methods
+.PHONY: help install reproduce-all report ablations pruning test lint bench model-table methods
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,9 @@ report: $(INSTALLED) ## write the tables and figures of RESULTS again
 
 ablations: $(INSTALLED) ## write the tables of docs/ablations.md again
 	$(BIN)/nasbench-grow report --results results/ablations --document docs/ablations.md
+
+pruning: $(INSTALLED) ## write the tables of docs/pruning.md again
+	$(BIN)/nasbench-grow report --results results/pruning --document docs/pruning.md
 
 test: $(INSTALLED) ## run the tests (two processes, offline)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2

@@ -225,10 +225,11 @@ def test_a_document_keeps_its_prose_and_gets_its_tables(tmp_path: Path, capsys: 
     assert "cannot read" in capsys.readouterr().err
 
 
-def test_the_committed_page_on_ablations_is_what_the_committed_records_give() -> None:
-    page = ROOT / "docs" / "ablations.md"
+@pytest.mark.parametrize("name", ["ablations", "pruning"])
+def test_a_committed_page_is_what_the_committed_records_give(name: str) -> None:
+    page = ROOT / "docs" / f"{name}.md"
     text = page.read_text(encoding="utf-8")
-    assert "<!-- report:" in text and report.fill(page, ROOT / "results" / "ablations") == text
+    assert "<!-- report:" in text and report.fill(page, ROOT / "results" / name) == text
 
 
 # --- what is still missing ---
