@@ -13,7 +13,7 @@ MACs (theirs: the volume of feature maps); filters coupled by a residual stream 
 connectivity). Ours: the shares of the run, the price in shares of the dense MACs, the barrier cut at 1000, gates that
 begin open, and an Adam of their own without momentum, with which they would close too many once the price is off; each
 could move 20 log-odds in all, however many steps there are. A short run from scratch has a weak teacher, which holds it
-back: see that ``dense_share`` of the epochs trains a dense network that is worth following, or begin with a trained one.
+back: ``dense_share`` of the epochs must train a dense network worth following, or begin with a trained one.
 """
 
 from __future__ import annotations
