@@ -11,7 +11,9 @@ Public code of the authors was not found. Their margin of 1e-4, and the sigmoid'
 temperature 4 and the weight 0.9 of the distillation are as in an unofficial reimplementation. Departures: costs are
 MACs (theirs: the volume of feature maps); filters coupled by a residual stream share a gate (theirs: blocks of mixed
 connectivity). Ours: the shares of the run, the price in shares of the dense MACs, the barrier cut at 1000, gates that
-begin open, and an Adam of their own, by which each could move 20 log-odds in all, however many steps there are.
+begin open, and an Adam of their own without momentum, with which they would close too many once the price is off; each
+could move 20 log-odds in all, however many steps there are. A short run from scratch has a weak teacher, which holds it
+back: ``dense_share`` of the epochs must train a dense network worth following, or begin with a trained one.
 """
 
 from __future__ import annotations
@@ -168,7 +170,7 @@ class Gates(Taught):
         self.steps = max(1, round(settings.pruning_share * job.total_steps))
         self.seen = 0
         self.log_odds = nn.Parameter(torch.full((len(model.space),), OPEN, device=job.example.device))
-        self.optimizer = torch.optim.Adam([self.log_odds], lr=settings.travel / self.steps, betas=(0.9, 0.99))
+        self.optimizer = torch.optim.Adam([self.log_odds], lr=settings.travel / self.steps, betas=(0.0, 0.99))
         self.prices = torch.zeros_like(self.log_odds)
         """What each filter costs beside those whose gates stand open, as a share of the dense MACs."""
         self.cost = 1.0
