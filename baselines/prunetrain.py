@@ -32,7 +32,7 @@ OF = ("creating", "consuming")
 def depthwise(network: nn.Module) -> set[int]:
     """The ids of the weights that neither mix channels nor count."""
     convolutions = (module for module in network.modules() if isinstance(module, nn.modules.conv._ConvNd))
-    return {id(module.weight) for module in convolutions if module.groups > 1}
+    return {id(module.weight) for module in convolutions if 1 < module.groups == module.in_channels}
 
 
 def norms(model: ElasticModel) -> Tensor:
