@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LIMIT_KB = 5_000
+LIMIT_KB = 12_000
 
 
 def committed() -> list[Path]:
