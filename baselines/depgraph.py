@@ -16,10 +16,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch_pruning
 from torch import Tensor, nn
 
 from nasbench_grow import Space, UserError
@@ -35,6 +34,9 @@ from nasbench_grow.contract import (
     check_share,
     cut,
 )
+
+if TYPE_CHECKING:
+    from torch_pruning.pruner import GroupNormPruner
 
 STEPS = 400
 """In how many steps the library would remove every channel there is."""
@@ -64,7 +66,7 @@ class Settings(RoundsSettings):
 class SparseLearning(Callback):
     """The library's regulariser takes the place of weight decay."""
 
-    def __init__(self, pruner: torch_pruning.pruner.GroupNormPruner) -> None:
+    def __init__(self, pruner: GroupNormPruner) -> None:
         self.pruner = pruner
 
     def after_backward(self, model: ElasticModel) -> None:
@@ -83,6 +85,8 @@ class SparseLearning(Callback):
 
 def make_pruner(space: Space, network: nn.Module, example: Tensor, strength: float) -> Any:
     """The library's pruner of a network, as its scripts for CIFAR make it."""
+    import torch_pruning  # takes seconds, which a list of the methods need not wait for
+
     return torch_pruning.pruner.GroupNormPruner(
         network,
         example,

@@ -1,4 +1,6 @@
 import dataclasses
+import subprocess
+import sys
 import textwrap
 from importlib.metadata import EntryPoint
 
@@ -97,3 +99,12 @@ def test_a_setup_that_this_machine_lacks_says_why(monkeypatch):
 def test_any_timm_name_is_a_backbone():
     network = registry.build_backbone("resnet10t", Digits())
     assert network.num_classes == 10
+
+
+def test_listing_the_methods_imports_no_heavy_library() -> None:
+    heavy = ("fvcore", "timm", "torchvision", "torch_pruning", "pandas", "nni")
+    code = (
+        "import sys; from nasbench_grow.harness.listing import listing; listing('methods'); "
+        f"print([m for m in {heavy} if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
