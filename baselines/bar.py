@@ -81,7 +81,7 @@ class BarSettings(PruningSettings):
 
 
 def barrier(cost: float, begin: float, end: float) -> float:
-    """The factor f(V, a, b) on the price (equation 5): 0 up to ``begin``, rising smoothly, infinite from ``end`` on."""
+    """The factor f(V, a, b) on the price: 0 up to ``begin``, rising smoothly, infinite from ``end`` on."""
     if cost <= begin:
         return 0.0
     if cost >= end:
@@ -100,18 +100,18 @@ def allowed(progress: float, budget: float) -> float:
 
 
 def probability(log_odds: Tensor) -> Tensor:
-    """The probability that a hard-concrete gate is not zero (Louizos et al., equation 12)."""
+    """The probability that a hard-concrete gate is not zero (Louizos et al.)."""
     return torch.sigmoid(log_odds - BETA * math.log(-GAMMA / ZETA))
 
 
 def sampled(log_odds: Tensor) -> Tensor:
-    """One draw of each gate, in [0, 1]; can be differentiated by the log-odds (equations 10 and 11)."""
+    """One draw of each gate, in [0, 1]; can be differentiated by the log-odds."""
     noise = torch.rand_like(log_odds).clamp(1e-6, 1 - 1e-6)
     return _clipped(torch.sigmoid((noise.log() - (1 - noise).log() + log_odds) / BETA))
 
 
 def settled(log_odds: Tensor) -> Tensor:
-    """Gates without noise, in [0, 1] (equation 13)."""
+    """Gates without noise, in [0, 1]."""
     return _clipped(torch.sigmoid(log_odds))
 
 

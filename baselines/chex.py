@@ -2,10 +2,10 @@
 
 Hou, Qin, Sun, Ma, Yuan, Xu, Chen, Jin, Xie, Kung, *CHEX: CHannel EXploration for CNN Model Compression*, CVPR 2022
 (arXiv 2203.15794). Every ``period`` epochs each layer is pruned to its share of the target, which the scales of the
-batch normalisations give, ranked across the network (section 3.3): the filters stay whose columns of the weight matrix
-have the largest leverage scores, the column subset selection of section 3.1. Then some of the others are regrown, a
+batch normalisations give, ranked across the network: the filters stay whose columns of the weight matrix
+have the largest leverage scores, a column subset selection. Then some of the others are regrown, a
 share that starts with ``regrowth`` and falls by a cosine, with the weights they had when they were last there: they
-are drawn without replacement, by how far they are from the span of those that stay (section 3.2). Published for
+are drawn without replacement, by how far they are from the span of those that stay. Published for
 ImageNet (their code): of 0.7 pruned 0.3 regrown, every 2 of 250 epochs until epoch 180, the L1 norm where a matrix has
 fewer rows than columns. Residual streams keep their width, as in their code: the scales that add to one sink together,
 so that a rank across the network would take nearly all of it. Ours: the target is of MACs, a filter with several norms
@@ -167,7 +167,7 @@ def leverage_scores(gram: Tensor, rank: int) -> Tensor:
 
 
 def distances(gram: Tensor, chosen: Tensor) -> Tensor:
-    """How far each column of X is from the span of the chosen ones (equation 6), shape (columns,), on the CPU."""
+    """How far each column of X is from the span of the chosen ones, shape (columns,), on the CPU."""
     gram = gram.cpu()
     across = gram[:, chosen]
     inside = torch.linalg.pinv(gram[chosen][:, chosen], hermitian=True)

@@ -1,9 +1,9 @@
 """Network slimming: an L1 price on the scales of the batch normalisations sorts the filters out while they train.
 
 Liu, Li, Shen, Huang, Yan, Zhang, *Learning Efficient Convolutional Networks through Network Slimming*, ICCV 2017 (arXiv
-1708.06519). The subgradient of ``strength`` x |scale| is added to the gradient of every scale (equation 1); then one
+1708.06519). The subgradient of ``strength`` x |scale| is added to the gradient of every scale; then one
 threshold on the scales of the whole network decides which filters stay, and what is left is fine-tuned. Here the
-threshold is the one that meets the budget. Several passes (their figure 2) are ``slimming[rounds=3]``.
+threshold is the one that meets the budget. Several passes are ``slimming[rounds=3]``.
 
 Published: strength 1e-4 for VGG and 1e-5 for ResNet-164 and DenseNet-40, sparse training and fine-tuning of 160 epochs
 each, at batch 64, rate 0.1, a tenth of it after half and again after three quarters of the epochs, momentum 0.9; scales

@@ -1,7 +1,7 @@
 """Soft filter pruning: after every epoch the smallest filters are zeroed, and go on training with all the others.
 
 He, Kang, Dong, Fu, Yang, *Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks*, IJCAI 2018 (arXiv
-1808.06866): the same share of every layer, by L2 norm (section 3.2), after every epoch; what the last one zeroes is
+1808.06866): the same share of every layer, by L2 norm, after every epoch; what the last one zeroes is
 removed, without fine-tuning. From scratch, or from a trained network at a tenth of the learning rate
 (``soft_filter[start=trained]``). ``soft_filter[asymptotic=0.125]`` is its later variant (He et al., arXiv 1808.07471):
 the zeroed share rises over the epochs, to three quarters of the final one after an eighth of them.
@@ -54,7 +54,7 @@ class SoftSettings:
 
 def rising(progress: float, knee: float) -> float:
     """The share of the filters to remove that is zeroed when ``progress`` of the epochs are done: an exponential from 0
-    to 1 that is at 3/4 after the share ``knee`` (arXiv 1808.07471, section 3.3); 1 throughout for a knee of 0."""
+    to 1 that is at 3/4 after the share ``knee`` (arXiv 1808.07471); 1 throughout for a knee of 0."""
     if knee == 0:
         return 1.0
     base = 0.25
