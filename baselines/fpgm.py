@@ -1,8 +1,8 @@
 """Filter pruning via the geometric median: the filters that the others of their layer can best replace are zeroed.
 
 He, Liu, Wang, Hu, Yang, *Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration*, CVPR
-2019 (arXiv 1811.00250): of each layer, the filters with the smallest sum of Euclidean distances to the others
-are zeroed after every epoch, as in :mod:`nasbench_grow.baselines.soft_filter`, whose settings these are too.
+2019 (arXiv 1811.00250): of each layer, the filters with the smallest sum of Euclidean distances to the others are
+zeroed after every epoch, as in :mod:`nasbench_grow.baselines.soft_filter`, whose settings these are too.
 ``fpgm[norm_share=0.75]`` is their mix: three quarters of what is removed go by norm (30 % of a layer's filters of the
 40 % in their scripts), the rest by the distances among the filters that are left.
 

@@ -2,14 +2,15 @@
 
 Luo, Wu, Lin, *ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression*, ICCV 2017 (arXiv 1707.06342):
 of training images, some entries of the next layer's output are drawn, each a sum of what the input channels contribute
-(10 images a class and 10 entries an image; here ``images`` in all). Channels whose contributions add up to
-the least squared sum are removed greedily, those left are rescaled by least squares, and the network is fine-tuned for an epoch or two before the next layer, longer after the last. Here the
-layers share ``pruning_share`` of the run's epochs, in the one schedule, at its learning rate.
+(10 images a class and 10 entries an image; here ``images`` in all). Channels whose contributions add up to the least
+squared sum are removed greedily, those left are rescaled by least squares, and the network is fine-tuned for an epoch
+or two before the next layer, longer after the last. Here the layers share ``pruning_share`` of the run's epochs, in the
+one schedule, at its learning rate.
 
-Every layer keeps the same share. As in the paper the outputs of residual blocks stay whole, down to 30 %
-of the filters inside (its ThiNet-30); where the budget asks for less, outputs keep the same share as all others. Ours:
-channels with several consumers go by the sum of the errors, each relative to the squared output without a filter gone,
-and are rescaled for each consumer apart.
+Every layer keeps the same share. As in the paper the outputs of residual blocks stay whole, down to 30 % of the filters
+inside (its ThiNet-30); where the budget asks for less, outputs keep the same share as all others. Ours: channels with
+several consumers go by the sum of the errors, each relative to the squared output without a filter gone, and are
+rescaled for each consumer apart.
 """
 
 from __future__ import annotations
