@@ -142,7 +142,7 @@ PROFILES = {
     for profile in (
         Profile(
             "smoke",
-            "every built-in method on digits, grow on each kind of task: does it all work? (3 minutes on two cores)",
+            "every built-in method on digits, grow on each kind of task: does it all work? (some minutes on two cores)",
             (
                 Grid(
                     methods=_EVERY,
@@ -177,7 +177,7 @@ PROFILES = {
         ),
         Profile(
             "methods",
-            "every built-in method on part of CIFAR-10, 2 budgets, 3 seeds (40 minutes on two cores)",
+            "every built-in method on part of CIFAR-10, 2 budgets, 3 seeds (1.5 hours on two cores)",
             (_cifar("cifar_resnet20", 5, (0.25, 0.5), _EVERY, samples=2_048),),
         ),
         Profile(
@@ -225,7 +225,7 @@ PROFILES = {
         ),
         Profile(
             "pruning",
-            "every pruning method beside grow and the controls, on two networks and Penn Treebank, 3 seeds (2 days)",
+            "every pruning method beside grow and the controls, on two networks and Penn Treebank, 3 seeds (4 days)",
             (
                 _pruned("cifar10_16px", "cifar_resnet20", 0.25, 12),
                 _pruned("cifar10_16px", "cifar_vgg16_bn", 0.15, 12),
