@@ -142,7 +142,7 @@ class DepGraph(PruneAndTune):
 
     def prune(self, job: Job, model: ElasticModel, limit: float) -> None:
         """Last out, first in: what the library removes later is worth more."""
-        cut(job, model, removal_order(model, limit), limit)
+        cut(model, removal_order(model, limit), limit, job.granularity)
 
     def dense(self, job: Job) -> Generator[Stage, None, ElasticModel]:
         """The dense network, trained and then learnt sparse."""

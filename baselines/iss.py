@@ -20,8 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nasbench_grow import select
-from nasbench_grow.contract import Callback, ElasticModel, Job, Method, Run, Task, check_positive, check_share
+from nasbench_grow.contract import Callback, ElasticModel, Job, Method, Run, Task, check_positive, check_share, cut
 
 STRUCTURE = ("creating", "consuming")
 """The weights of a unit's intrinsic sparse structure."""
@@ -76,7 +75,7 @@ class Sparsifying(Callback):
             if not present[group.structures].any():
                 present[group.structures] = model.structures[group.structures]  # something of it must stay
         if model.space.macs(present) <= self.limit:
-            cut(self.job, model)
+            meet_budget(self.job, model)
         else:
             model.resize(present)
 
@@ -96,10 +95,10 @@ def structure_norms(model: ElasticModel) -> Tensor:
     return (squares / sizes.clamp(min=1)).sqrt().cpu()
 
 
-def cut(job: Job, model: ElasticModel) -> None:
+def meet_budget(job: Job, model: ElasticModel) -> None:
     """Removes the units of the smallest structures until the network meets the budget."""
-    keys = torch.where(units(model), structure_norms(model), torch.inf).masked_fill(~model.structures, -torch.inf)
-    model.resize(select(model.space, keys, job.budget * job.dense_macs, job.granularity))
+    keys = torch.where(units(model), structure_norms(model), torch.inf)
+    cut(model, keys, job.budget * job.dense_macs, job.granularity)
 
 
 class Iss(Method):
@@ -126,6 +125,6 @@ class Iss(Method):
         yield from job.fit(
             model, Sparsifying(job, model, self.settings), epochs=self.settings.sparse_share * job.epochs
         )
-        cut(job, model)
+        meet_budget(job, model)
         yield from job.fit(model)
         return model.network

@@ -25,4 +25,4 @@ class L1(PruneAndTune):
     def prune(self, job: Job, model: ElasticModel, limit: float) -> None:
         """Keeps the same share of every group, those with the largest norms."""
         norms = model.filter_sums(lambda weight: weight.detach().abs())
-        cut(job, model, share_keys(model.space, norms), limit)
+        cut(model, share_keys(model.space, norms), limit, job.granularity)

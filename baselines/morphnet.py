@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from nasbench_grow import Space, discover, extract, select, widen
-from nasbench_grow.baselines.slimming import BatchNorm, Scales, reach
+from nasbench_grow.baselines.slimming import Scales, reach, without_scales
 from nasbench_grow.contract import Callback, ElasticModel, Job, Method, Run, Task, check_positive, check_share
 
 UPDATES = 20
@@ -144,8 +144,7 @@ class MorphNet(Method):
 
     def skip(self, task: Task, network: nn.Module) -> str | None:
         """Networks without scales to price."""
-        scaled = any(isinstance(module, BatchNorm) and module.affine for module in network.modules())
-        return None if scaled else "the backbone has no batch normalisation whose scales could be priced"
+        return without_scales(network)
 
     def run(self, job: Job) -> Run:
         """The search, an epoch at a time; then the training of what it found."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from nasbench_grow import UserError, select
-from nasbench_grow.contract import Callback, ElasticModel, Job, Method, Run, Task, check_share
+from nasbench_grow.contract import Callback, ElasticModel, Job, Method, Run, Task, check_share, check_within_run
 
 GROUP = ("creating", "scale", "shift")
 """The weights of a zero-invariant group."""
@@ -42,11 +42,7 @@ class Settings:
         check_share(self, "start_share", "pruning_share")
         if self.periods < 1:
             raise UserError(f"periods {self.periods} is out of range: give 1 or more")
-        if self.start_share + self.pruning_share > 1:
-            raise UserError(
-                f"start_share {self.start_share:g} and pruning_share {self.pruning_share:g} are more than the run; "
-                "give two shares that add up to 1 at most"
-            )
+        check_within_run(self, "start_share", "pruning_share")
 
 
 class Hesso(Callback):

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nasbench_grow import UserError, select
-from nasbench_grow.contract import Callback, ElasticModel, Job, Method, Run, check_positive, check_share
+from nasbench_grow import UserError
+from nasbench_grow.contract import Callback, ElasticModel, Job, Method, Run, check_positive, check_share, cut
 
 OF = ("creating", "consuming")
 """The weights that count."""
@@ -100,8 +100,7 @@ class Reconfiguring(Callback):
 
     def meet(self, model: ElasticModel) -> None:
         """Removes by norm what is above the limit."""
-        keys = relative_norms(model).masked_fill(~model.structures, -torch.inf)
-        model.resize(select(model.space, keys, self.limit, self.granularity))
+        cut(model, relative_norms(model), self.limit, self.granularity)
 
     def loss(self, model: ElasticModel, network: nn.Module, inputs: Any, targets: Tensor, loss: Any) -> Tensor:
         """The task's; the first one sets the price."""

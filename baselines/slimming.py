@@ -45,6 +45,12 @@ def reach(job: Job, share: float) -> float:
     return sum(rates) / (1 - job.recipe.momentum)
 
 
+def without_scales(network: nn.Module) -> str | None:
+    """Why no scales of a network can be priced; None: they can."""
+    scaled = any(isinstance(module, BatchNorm) and module.affine for module in network.modules())
+    return None if scaled else "the backbone has no batch normalisation whose scales could be priced"
+
+
 class ScalePrice(Callback):
     """L1 on the scales of the batch normalisations, as a subgradient.
 
@@ -113,8 +119,7 @@ class Slimming(PruneAndTune):
 
     def skip(self, task: Task, network: nn.Module) -> str | None:
         """Networks without scales to price."""
-        scaled = any(isinstance(module, BatchNorm) and module.affine for module in network.modules())
-        return None if scaled else "the backbone has no batch normalisation whose scales could be priced"
+        return without_scales(network)
 
     def keys(self, model: ElasticModel) -> Tensor:
         """The largest scale of each filter, shape (structures,), for one threshold; infinite for what has none."""
@@ -123,7 +128,7 @@ class Slimming(PruneAndTune):
 
     def prune(self, job: Job, model: ElasticModel, limit: float) -> None:
         """Removes the filters of the smallest scales."""
-        cut(job, model, self.keys(model), limit)
+        cut(model, self.keys(model), limit, job.granularity)
 
     def dense(self, job: Job) -> Generator[Stage, None, ElasticModel]:
         """The dense network, its scales priced; a trained one goes through the beginning of the schedule again."""

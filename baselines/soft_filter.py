@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from nasbench_grow import UserError, select, uniform_keys
-from nasbench_grow.contract import Callback, ElasticModel, Job, Method, Run, check_choices, check_positive
+from nasbench_grow.contract import Callback, ElasticModel, Job, Pruning, Run, check_choices, check_positive
 
 Start = Literal["scratch", "trained"]
 Norms = Literal["zeroed", "kept"]
@@ -125,20 +125,13 @@ def zero(model: ElasticModel, zeroed: Tensor, *, alone: bool = False) -> None:
             parameters[name].index_fill_(dim, entries.to(parameters[name].device), 0)
 
 
-class SoftFilter(Method):
+class SoftFilter(Pruning):
     """Dense training in which the filters with the smallest norms are zeroed every epoch, and removed at the end."""
 
     name = "soft_filter"
     summary = "zero the filters of the smallest L2 norm every epoch, let them recover, remove them at the end"
-    family = "pruning"
     citation = "He et al., Soft Filter Pruning for Accelerating Deep CNNs, arXiv 1808.06866"
     Settings = SoftSettings
-    takes = "network"
-
-    @property
-    def source(self) -> str | None:
-        """The dense network's cell, where the start is a trained one."""
-        return "dense" if self.settings.start == "trained" else None
 
     def worth(self, filters: Tensor, removed: int) -> Tensor:
         """What the filters of a group are worth, shape (filters,); those worth least are zeroed. Here: L2 norms.

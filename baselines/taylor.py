@@ -104,7 +104,7 @@ class Importance(Callback):
         self.done, self.summed = due, 0
         self.total = torch.zeros_like(self.total)
         limit = (1 + (self.job.budget - 1) * due / self.settings.rounds) * self.job.dense_macs
-        cut(self.job, model, self.keys(model), limit)
+        cut(model, self.keys(model), limit, self.job.granularity)
 
     def keys(self, model: ElasticModel) -> Tensor:
         """Importance as :func:`nasbench_grow.select` takes it, shape (structures,), float64: layers stay."""

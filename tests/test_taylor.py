@@ -119,7 +119,7 @@ def test_the_least_important_of_all_layers_leave_and_nothing_that_left_comes_bac
     present[40] = False
     model.resize(present)
     importance.average = torch.ones(len(model.space))
-    cut(job, model, importance.keys(model), job.dense_macs)
+    cut(model, importance.keys(model), job.dense_macs, job.granularity)
     assert not model.structures[40]
 
 

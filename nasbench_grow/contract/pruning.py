@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -43,7 +43,7 @@ class Pruning(Method):
     """A method that begins with a trained dense network."""
 
     family = "pruning"
-    Settings = PruningSettings
+    Settings: ClassVar[type[Any]] = PruningSettings
     takes = "network"
 
     @property
@@ -112,22 +112,23 @@ class PruneAndTune(Pruning):
         return model.network
 
 
-def cut(job: Job, model: ElasticModel, keys: Tensor, limit: float) -> None:
+def cut(model: ElasticModel, keys: Tensor, limit: float, granularity: int) -> None:
     """Removes what of the network has the lowest keys until it costs ``limit`` MACs at most.
 
     Args:
-        job: the cell, for its granularity.
         model: what is cut.
         keys: shape (structures,), as :func:`nasbench_grow.select` takes them: infinite for layers that stay.
         limit: MACs of the network for one input.
+        granularity: of the widths.
     """
-    present = keys.cpu().masked_fill(~model.structures, -float("inf"))
-    model.resize(select(model.space, present, limit, job.granularity))
+    there = keys.cpu().masked_fill(~model.structures, -float("inf"))
+    model.resize(select(model.space, there, limit, granularity))
 
 
-def check_within_run(settings: object, *names: str) -> None:
-    """Raise UserError unless these settings, shares of the run one after the other, fit into it."""
-    shares = [getattr(settings, name) for name in names]
-    if sum(shares) > 1 + 1e-9:
-        given = " and ".join(f"{name} {share:g}" for name, share in zip(names, shares, strict=True))
-        raise UserError(f"{given} are more than the run; give shares that add up to 1 at most")
+def check_within_run(settings: object, first: str, then: str) -> None:
+    """Raise UserError unless these two settings, shares of the run one after the other, fit into it."""
+    one, other = getattr(settings, first), getattr(settings, then)
+    if one + other > 1 + 1e-9:
+        raise UserError(
+            f"{first} {one:g} and {then} {other:g} are more than the run; give two shares that add up to 1 at most"
+        )

@@ -123,7 +123,7 @@ class SampledMasks(Masks):
         if placebo:
             for part in (torch.arange(groups), groups + torch.nonzero(self.start[groups:].isfinite()).flatten()):
                 self.places[part] = part[_derangement(len(part), self.generator)]
-        self.progress = self.searched = 0.0
+        self.progress = 0.0
         self.scores = torch.zeros(0, groups + layers)
         self.asked: list[Tensor] = []
         self.committed = False
@@ -136,7 +136,8 @@ class SampledMasks(Masks):
     @property
     def logits(self) -> Tensor:
         """s, shape (groups + layers,): from the start along what is believed, further as the search goes on."""
-        return self.start + self.settings.travel * self.searched * self.believed[self.places]
+        searched = (self.progress - self.settings.growth) / self.settings.search
+        return self.start + self.settings.travel * min(1.0, max(0.0, searched)) * self.believed[self.places]
 
     @property
     def believed(self) -> Tensor:
@@ -164,7 +165,6 @@ class SampledMasks(Masks):
             return self.present
         settings = self.settings
         elapsed, self.progress = progress - self.progress, progress
-        self.searched = min(1.0, max(0.0, (progress - settings.growth) / settings.search))
         target = min(self.target(progress), self.cost + LARGEST_STEP)
         grown = progress >= settings.growth and target == self.target(progress)
         if grown and progress >= settings.commit:
@@ -245,7 +245,6 @@ class SampledMasks(Masks):
             "moments": self.moments.clone(),
             "weights": self.weights.clone(),
             "progress": self.progress,
-            "searched": self.searched,
             "committed": self.committed,
         }
 
@@ -253,7 +252,7 @@ class SampledMasks(Masks):
         """Takes up what :meth:`state_dict` gave."""
         super().load_state_dict(state)
         self.ages, self.moments, self.weights = (state[name].clone() for name in ("ages", "moments", "weights"))
-        self.progress, self.searched, self.committed = state["progress"], state["searched"], state["committed"]
+        self.progress, self.committed = state["progress"], state["committed"]
 
 
 def _derangement(count: int, generator: torch.Generator) -> Tensor:
