@@ -21,7 +21,7 @@ _PRUNING = (*_TRAINED_FIRST, "soft_filter", "fpgm", "prunetrain", "morphnet", "c
 _EVERY = (
     *_TABLE,
     *(name for name in _PRUNING if name not in _TABLE),
-    *("grow-paper", "scaled", "placebo", "random_widths", "retrain", "dense_short"),
+    *("grow-paper", "scaled", "placebo", "random_widths", "retrain", "dense_short", "l1_torch_pruning"),
 )
 _BED_SEEDS = (1, 2, 3)
 """Seed 0 is for choosing settings."""
@@ -112,7 +112,7 @@ def _pruned(task: str, backbone: str, budget: float, epochs: int, samples: int |
     return Grid(
         methods=(
             *("dense", "uniform", "scaled", "random", "grow", *_PRUNING),
-            *(f"{name}[start=trained]" for name in _TRAINED_FIRST),
+            *(f"{name}[start=trained]" for name in (*_TRAINED_FIRST, "l1_torch_pruning")),
         ),
         tasks=(task,),
         backbones=(backbone,),
