@@ -26,7 +26,7 @@ _EVERY = (
 _TUNED = (
     *("l1", "l1[dense_share=0.25]", "taylor", "taylor[dense_share=0.25]"),
     *("slimming", "slimming[dense_share=0.25]", "slimming[strength=1e-06]"),
-    *("depgraph", "depgraph[strength=5e-05]", "depgraph[strength=5e-06]"),
+    *("depgraph", "depgraph[strength=0.003]", "depgraph[sparse_rate=1,strength=5e-05]"),
     *("prunetrain", "prunetrain[ratio=0.05]", "prunetrain[pruning_share=0.25]"),
     *("oto", "oto[pruning_share=0.3]", "bar", "bar[distillation=0]"),
     *("morphnet", "morphnet[search_share=0.25]"),
