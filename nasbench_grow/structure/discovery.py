@@ -29,6 +29,7 @@ from nasbench_grow.structure.attention import (
     is_attention,
 )
 from nasbench_grow.structure.layers import CONVS, NORMS, removable_layers
+from nasbench_grow.structure.pricing import priced
 from nasbench_grow.structure.probing import random_batch, randomised
 from nasbench_grow.structure.recurrent import (
     RECURRENT,
@@ -66,18 +67,18 @@ def discover(model: nn.Module, example: Tensor) -> Space:
     _refuse_shared_weights(model)
     dense_macs = count_macs(model, example)
     probe = randomised(model)
-    example = random_batch(probe, example)
+    batch = random_batch(probe, example)
     couplings = _Couplings(probe)
-    couplings.trace(example)
-    blocks, plain = removable_layers(probe, example)
-    rates = _rates(probe, example)
+    couplings.trace(batch)
+    blocks, plain = removable_layers(probe, batch)
+    rates = _rates(probe, batch)
     rejected: dict[str, str] = {}
     while True:
         space = couplings.space(blocks, plain, rates, dense_macs, rejected)
-        reasons = unfaithful(space, probe, example)
-        if not reasons:
-            return space
-        rejected |= {name.partition("#")[0]: reason for name, reason in reasons.items()}
+        found = unfaithful(space, probe, batch) or priced(space, model, example)
+        if isinstance(found, Space):
+            return found
+        rejected |= {name.partition("#")[0]: reason for name, reason in found.items()}
 
 
 def _refuse_shared_weights(model: nn.Module) -> None:
