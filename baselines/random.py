@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nasbench_grow import Space, UserError, discover, extract, select
-from nasbench_grow.contract import FixedNetwork, Job
+from nasbench_grow.contract import FixedNetwork, Job, check_types
 
 SPREAD = 4.0
 """The shares of its filters that two groups keep differ by up to this factor, before rounding."""
@@ -28,6 +28,12 @@ class RandomSettings:
 
     draw: int | None = None
     """Number of the architecture; None: the run's seed, so that every seed has one of its own."""
+
+    def __post_init__(self) -> None:
+        """Refuses a setting outside its range with a UserError."""
+        check_types(self)
+        if self.draw is not None and self.draw < 0:
+            raise UserError(f"draw {self.draw} is out of range: give 0 or more, or none")
 
 
 class Random(FixedNetwork):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from nasbench_grow import rebuild
-from nasbench_grow.contract import FixedNetwork, Job, MethodName
+from nasbench_grow.contract import FixedNetwork, Job, MethodName, check_types
 
 GROW = MethodName("grow")
 
@@ -22,6 +22,10 @@ class RetrainSettings:
 
     of: MethodName = GROW
     """The method that found it, in the cell that is the same otherwise."""
+
+    def __post_init__(self) -> None:
+        """Refuses a setting of another type with a UserError."""
+        check_types(self)
 
 
 class Retrain(FixedNetwork):

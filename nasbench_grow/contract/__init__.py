@@ -11,7 +11,7 @@ from nasbench_grow.contract.pruning import (
     check_within_run,
     cut,
 )
-from nasbench_grow.contract.settings import MethodName, check_choices, check_positive, check_share
+from nasbench_grow.contract.settings import MethodName, check_choices, check_positive, check_share, check_types
 from nasbench_grow.contract.source import Source
 from nasbench_grow.contract.task import Batch, Recipe, Split, Splits, Task, TrainSplit
 from nasbench_grow.structure.elastic import ElasticModel
@@ -40,6 +40,7 @@ __all__ = [
     "check_choices",
     "check_positive",
     "check_share",
+    "check_types",
     "check_within_run",
     "cut",
 ]

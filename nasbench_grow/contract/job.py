@@ -24,6 +24,7 @@ from nasbench_grow.contract.source import Source
 from nasbench_grow.contract.task import Batch, Recipe, Split, TrainSplit
 from nasbench_grow.cost.macs import count_macs
 from nasbench_grow.cost.meter import TrainingMeter
+from nasbench_grow.structure.checking import check_returned
 from nasbench_grow.structure.elastic import ElasticModel
 from nasbench_grow.structure.space import Space
 
@@ -107,6 +108,7 @@ class Job:
         self._score, self._source, self._ambient = score, source, ambient
         self._dense_macs: int | None = None
         self._accelerated: tuple[nn.Module, nn.Module] | None = None
+        self._latest: ElasticModel | None = None
         self.sampled: nn.Module | None = None
         """The network of the last stage of training, search apart, also where the run was taken up again after it."""
 
@@ -142,9 +144,33 @@ class Job:
         ``optimizer`` makes another one, for a method that consists in it. Its first group still learns at the recipe's
         rate times the ``rate`` of :meth:`fit`; the others keep their ratio to it.
         """
-        return ElasticModel(
+        self._latest = None  # one is enough to hold
+        self._latest = ElasticModel(
             self.build() if network is None else network, self.example, optimizer or self.recipe.optimizer
         )
+        return self._latest
+
+    def check_returned(self, network: nn.Module, inputs: Tensor) -> None:
+        """Raise UserError if what a method returns is a sub-network of its latest model by its shapes, and does not
+        compute or cost what that sub-network does.
+
+        Args:
+            network: what the method returned.
+            inputs: a batch of data.
+        """
+        model = self._latest
+        if model is None or model.present is None:
+            return
+        shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        if shapes != dict(model.space.sizes(model.present)):
+            return
+        check_returned(model.space, model.dense, model.present, network, inputs)
+        said, counted = model.space.macs(model.present), count_macs(network, self.example)
+        if said != counted:
+            raise UserError(
+                f"the {type(network).__name__} that was trained takes {counted} MACs where {said} were aimed at; give "
+                "a model whose forward pass does the same operations whatever its widths"
+            )
 
     def fit(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator
+from dataclasses import is_dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import nn
@@ -44,6 +45,8 @@ class Method(ABC):
 
     def __init__(self, settings: Any = None) -> None:
         self.settings: Any = self.Settings() if settings is None else settings
+        if is_dataclass(self.settings):
+            spelling.check_types(self.settings)
 
     def __str__(self) -> str:
         """The method's one spelling, with the settings that are not at their defaults."""

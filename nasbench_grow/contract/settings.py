@@ -111,8 +111,24 @@ def read(method: str, kind: type[Any], given: Mapping[str, str], canonical: Call
         raise UserError(f"{method}: {error}") from error
 
 
+def check_types(settings: Any) -> None:
+    """Raise UserError unless every setting is of its field's type, and every number finite.
+
+    The other checks of this file begin with it, so a ``__post_init__`` that has one of them needs no more.
+    """
+    hints = get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        value, kind = getattr(settings, field.name), hints[field.name]
+        if _is_of(value, kind):
+            continue
+        if get_origin(kind) is Literal:
+            raise unknown(field.name, _text(value), map(_text, get_args(kind)))
+        raise UserError(f"{field.name} {value!r} cannot be used: give {_allowed(kind)}")
+
+
 def check_share(settings: Any, *names: str) -> None:
     """Raise UserError unless these settings are shares, above 0 and up to 1. For ``__post_init__``."""
+    check_types(settings)
     for name in names:
         value = getattr(settings, name)
         if not 0 < value <= 1:
@@ -121,6 +137,7 @@ def check_share(settings: Any, *names: str) -> None:
 
 def check_positive(settings: Any, *names: str) -> None:
     """Raise UserError unless these settings are above 0. For ``__post_init__``."""
+    check_types(settings)
     for name in names:
         value = getattr(settings, name)
         if not value > 0:
@@ -129,6 +146,7 @@ def check_positive(settings: Any, *names: str) -> None:
 
 def check_choices(settings: Any, **kinds: Any) -> None:
     """Raise UserError unless each named setting is one of the words of its Literal type; for ``__post_init__``."""
+    check_types(settings)
     for name, kind in kinds.items():
         if getattr(settings, name) not in get_args(kind):
             raise unknown(name, getattr(settings, name), get_args(kind))
@@ -140,6 +158,21 @@ def help_of(kind: type[Any]) -> list[str]:
     return [
         f"{field.name}={_text(field.default)} ({_allowed(hints[field.name])})" for field in dataclasses.fields(kind)
     ]
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of the type that a field has: truth values are no numbers here, nor is infinity."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return any(_is_of(value, member) for member in get_args(kind))
+    if get_origin(kind) is Literal:
+        return any(type(value) is type(word) and value == word for word in get_args(kind))
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind is MethodName:
+        return isinstance(value, str)
+    return not isinstance(kind, type) or isinstance(value, kind)
 
 
 def _value(text: str, kind: Any) -> Any:

@@ -12,7 +12,8 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,29 @@ def macs_by_module(model: nn.Module, example: Example) -> dict[str, int]:
     return {name: _per_sample(macs, example) for name, macs in own.items() if macs}
 
 
+class Product(NamedTuple):
+    """Multiply-accumulates of a traced operation: one for each combination of entries of some axes."""
+
+    module: str
+    """The module whose ``forward`` calls the operation."""
+    operation: str
+    lengths: tuple[int, ...]
+    """Of the axes, those of the whole batch."""
+
+
+def products(model: nn.Module, example: Example) -> list[Product]:
+    """What :func:`count_macs` sums, in the order of the trace: networks of one model and other widths differ in the
+    lengths alone. Of an operation with several products, as attention, each is by itself."""
+    found: list[Product] = []
+    _trace(model, example, found)
+    return found
+
+
+def batch_size(example: Example) -> int:
+    """Samples in an input: the length of the first axis of the (first) tensor."""
+    return len(example if isinstance(example, Tensor) else example[0])
+
+
 def uncounted_ops(model: nn.Module, example: Example) -> dict[str, int]:
     """How often the forward pass calls each operation that seems to multiply, yet has no rule and counts as zero.
 
@@ -82,8 +106,7 @@ def uncounted_ops(model: nn.Module, example: Example) -> dict[str, int]:
 
 
 def _per_sample(macs: int, example: Example) -> int:
-    first = example if isinstance(example, Tensor) else example[0]
-    return round(macs / first.shape[0])
+    return round(macs / batch_size(example))
 
 
 def _uncounted(trace: JitModelAnalysis) -> dict[str, int]:
@@ -119,13 +142,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
                 current.update(saved)
 
 
-def _trace(model: nn.Module, example: Example) -> JitModelAnalysis:
-    """fvcore's tracer with the rules of this file instead of its own, already run."""
+def _trace(model: nn.Module, example: Example, found: list[Product] | None = None) -> JitModelAnalysis:
+    """fvcore's tracer with the rules of this file instead of its own, already run; adds the products to ``found``."""
+    handles = {operation: partial(_count, operation, rule, found) for operation, rule in _RULES.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript, which fvcore traces with, warns that it is deprecated
         from fvcore.nn.jit_analysis import JitModelAnalysis
 
-        trace = JitModelAnalysis(model, example).set_op_handle(**_RULES)
+        trace = JitModelAnalysis(model, example).set_op_handle(**handles)
         trace.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         try:
             with _evaluating(model):
@@ -143,7 +167,18 @@ def _trace(model: nn.Module, example: Example) -> JitModelAnalysis:
     return trace
 
 
-# Rules: (inputs, outputs) of a traced operation -> its MACs. The values are torch._C.Value, which has no public type.
+def _count(operation: str, rule: _Rule, found: list[Product] | None, inputs: list[Any], outputs: list[Any]) -> int:
+    """The MACs of a traced operation; notes its products."""
+    lengths = rule(inputs, outputs)
+    if found is not None:
+        module = outputs[0].node().scopeName().rpartition("/")[2]
+        found += [Product(module, operation, tuple(each)) for each in lengths]
+    return sum(map(math.prod, lengths))
+
+
+# Rules: (inputs, outputs) of a traced operation -> for each of its products the lengths of the axes. The values are
+# torch._C.Value, which has no public type.
+_Rule = Callable[[list[Any], list[Any]], list[list[int]]]
 
 
 def _shape(value: Any) -> list[int]:
@@ -154,51 +189,65 @@ def _list(value: Any) -> list[Any]:
     return list(value.node().inputs())
 
 
-def _product(left: int) -> Callable[[list[Any], list[Any]], int]:
+def _product(left: int) -> _Rule:
     """A matrix product: the size of the output times the summed axis, the last of input ``left``."""
 
-    def macs(inputs: list[Any], outputs: list[Any]) -> int:
-        return math.prod(_shape(outputs[0])) * _shape(inputs[left])[-1]
+    def macs(inputs: list[Any], outputs: list[Any]) -> list[list[int]]:
+        return [[*_shape(outputs[0]), _shape(inputs[left])[-1]]]
 
     return macs
 
 
-def _convolution(inputs: list[Any], outputs: list[Any], transposed: bool = False) -> int:
+def _tensordot(inputs: list[Any], outputs: list[Any]) -> list[list[int]]:
+    left = _shape(inputs[0])
+    return [[*_shape(outputs[0]), *(left[dim] for dim in inputs[2].toIValue() or map(_number, _list(inputs[2])))]]
+
+
+def _number(value: Any) -> int:
+    return int(value.toIValue())
+
+
+def _bilinear(inputs: list[Any], outputs: list[Any]) -> list[list[int]]:
+    """Weight size times positions."""
+    return [[*_shape(inputs[2]), *_shape(outputs[0])[:-1]]]
+
+
+def _convolution(inputs: list[Any], outputs: list[Any], transposed: bool = False) -> list[list[int]]:
     """Weight size times positions: those of the output, of the input where transposed."""
     weight = _shape(inputs[1])
     grid = _shape(inputs[0] if transposed else outputs[0])
     spatial = len(weight) - 2
-    return math.prod(weight) * math.prod(grid[len(grid) - spatial :]) * math.prod(grid[: len(grid) - spatial - 1])
+    return [[*weight, *grid[len(grid) - spatial :], *grid[: len(grid) - spatial - 1]]]
 
 
-def _general_convolution(inputs: list[Any], outputs: list[Any]) -> int:
+def _general_convolution(inputs: list[Any], outputs: list[Any]) -> list[list[int]]:
     return _convolution(inputs, outputs, transposed=bool(inputs[6].toIValue()))
 
 
-def _attention(inputs: list[Any], outputs: list[Any]) -> int:
+def _attention(inputs: list[Any], outputs: list[Any]) -> list[list[int]]:
     """QKᵀ and AV of softmax attention; a mask saves nothing."""
     query, key, value = (_shape(tensor) for tensor in inputs[:3])
-    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    return [[*query[:-1], key[-2], features[-1]] for features in (query, value)]
 
 
-def _recurrent(inputs: list[Any], outputs: list[Any]) -> int:
+def _recurrent(inputs: list[Any], outputs: list[Any]) -> list[list[int]]:
     """Every weight matrix once per time step and sample; a packed sequence holds only the real time steps.
 
     The weights are the last list among the inputs (the one before it, if any, is the initial state).
     """
-    steps = math.prod(_shape(inputs[0])[:-1])
+    steps = _shape(inputs[0])[:-1]
     weights = [value for value in inputs if value.node().kind() == "prim::ListConstruct"][-1]
-    return steps * sum(math.prod(shape) for shape in map(_shape, _list(weights)) if len(shape) == 2)
+    return [[*shape, *steps] for shape in map(_shape, _list(weights)) if len(shape) == 2]
 
 
-def _recurrent_cell(inputs: list[Any], outputs: list[Any]) -> int:
-    return math.prod(_shape(inputs[0])[:-1]) * sum(math.prod(_shape(weight)) for weight in inputs[2:4])
+def _recurrent_cell(inputs: list[Any], outputs: list[Any]) -> list[list[int]]:
+    return [[*_shape(weight), *_shape(inputs[0])[:-1]] for weight in inputs[2:4]]
 
 
 _BROADCAST_AXES = "0123456789"  # names for the axes that an ellipsis stands for, aligned at the right
 
 
-def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
+def _einsum(inputs: list[Any], outputs: list[Any]) -> list[list[int]]:
     """Operands are contracted from left to right, each axis summed as soon as nothing to the right needs it."""
     shapes = [_shape(operand) for operand in _list(inputs[1])]
     left, arrow, result = inputs[0].toIValue().replace(" ", "").partition("->")
@@ -211,16 +260,16 @@ def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
         terms.append(term.replace("...", _BROADCAST_AXES[len(_BROADCAST_AXES) - hidden :]))
         for axis, size in zip(terms[-1], shape, strict=True):
             sizes[axis] = max(size, sizes.get(axis, 1))
-    macs, kept = 0, set(terms[0]) & set("".join(terms[1:]) + result)
+    found, kept = list[list[int]](), set(terms[0]) & set("".join(terms[1:]) + result)
     for i, term in enumerate(terms[1:], start=2):
         later = set("".join(terms[i:]) + result)
         joined = kept | (set(term) & (kept | later))
-        macs += math.prod(sizes[axis] for axis in joined)
+        found.append([sizes[axis] for axis in sorted(joined)])
         kept = joined & later
-    return macs
+    return found
 
 
-_RULES: dict[str, Callable[[list[Any], list[Any]], int]] = {
+_RULES: dict[str, _Rule] = {
     "aten::_convolution": _general_convolution,
     "aten::_convolution_mode": _convolution,
     "aten::conv1d": _convolution,
@@ -234,7 +283,11 @@ _RULES: dict[str, Callable[[list[Any], list[Any]], int]] = {
     "aten::mm": _product(0),
     "aten::bmm": _product(0),
     "aten::mv": _product(0),
+    "aten::addmv": _product(1),
     "aten::dot": _product(0),
+    "aten::inner": _product(0),
+    "aten::tensordot": _tensordot,
+    "aten::bilinear": _bilinear,
     "aten::addmm": _product(1),
     "aten::addbmm": _product(1),
     "aten::baddbmm": _product(1),

@@ -18,11 +18,13 @@ from nasbench_grow.base.errors import UserError
 from nasbench_grow.contract import Batch, DivergedError, Job, Recipe, Run
 from nasbench_grow.cost.macs import count_macs
 from nasbench_grow.growing.beginning import Settings, begin, check_kind
+from nasbench_grow.growing.growing import check_share_of_dense, check_spent
 from nasbench_grow.growing.own import OwnBatches, OwnRecipe
 from nasbench_grow.growing.relaxation import RelaxationSettings
 from nasbench_grow.growing.sampling import SamplingSettings
 from nasbench_grow.structure.architecture import describe, save
 from nasbench_grow.structure.discovery import discover
+from nasbench_grow.structure.selection import check_granularity
 from nasbench_grow.structure.space import Space
 from nasbench_grow.structure.step_time import StepTime, Timing, share_of_dense
 from nasbench_grow.structure.widths import output_channels
@@ -89,15 +91,21 @@ def grow(
         progress: show a progress bar.
 
     Raises:
-        UserError: a bad argument, a model with nothing to grow, a loader that gives fewer batches than it has, or a
-            loss that is no longer finite.
+        UserError: a bad argument, a model with nothing to grow, a loader that gives fewer batches than it has, a run
+            too short to reach the budget, a loss that is no longer finite, or a network that is not what the model is
+            without its absent channels.
+
+    Warns:
+        UserWarning: no network of this space comes close to the budget, or the paper's masks missed it.
     """
     if epochs < 1:
         raise UserError(f"epochs {epochs} is below 1; give the number of passes over the loader")
     if epochs != int(epochs):
         raise UserError(f"epochs {epochs} is no whole number; give the number of passes over the loader")
-    if granularity < 1:
-        raise UserError(f"granularity {granularity} is below 1; give the multiple to round widths to, or 1")
+    check_granularity(granularity)
+    check_share_of_dense(budget)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**64:
+        raise UserError(f"seed {seed!r} is no whole number of 64 bits; give one, e.g. 0")
     device = next((parameter.device for parameter in model.parameters()), example.device)
     dense, example = copy.deepcopy(model), example.to(device)
     settings = SamplingSettings() if settings is None else settings
@@ -117,14 +125,15 @@ def grow(
             budget = share_of_dense(budget_ms, price(discover(model, example), model).dense_ms)
     count = _count_batches(loader)
     with tqdm(total=epochs * count, desc="growing", unit="step", disable=not progress) as bar:
-        samples = 0
+        samples, last = 0, example
 
         def batches(epoch: int) -> Iterator[Batch]:
-            nonlocal samples
+            nonlocal samples, last
             for inputs, targets in loader:
                 samples += len(inputs)
                 bar.update()
-                yield inputs.to(device), targets.to(device)
+                last = inputs.to(device)
+                yield last, targets.to(device)
 
         job = Job(
             budget=budget,
@@ -141,6 +150,8 @@ def grow(
         seed_model, growing = begin(job, settings)
         history, network = _follow(growing.run(job, seed_model), bar)
     network.eval().zero_grad()
+    job.check_returned(network, last)
+    check_spent(growing)
     dense_macs = count_macs(dense, example)
     return Grown(
         network=network,

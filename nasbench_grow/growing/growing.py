@@ -16,7 +16,9 @@ the paper's, :mod:`nasbench_grow.growing.scaling` a schedule that learns nothing
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
+from numbers import Real
 from typing import Any, cast
 
 import torch
@@ -31,6 +33,8 @@ from nasbench_grow.structure.elastic import Newborn
 from nasbench_grow.structure.gating import GatedNetwork
 from nasbench_grow.structure.space import Space, Structures
 
+MISSED = 0.02
+"""By how much of the dense cost a network may be off its budget without a word."""
 LARGEST_STEP = 0.25
 """Share of the dense cost by which a network grows at most at once, however short the run."""
 
@@ -68,7 +72,8 @@ class Masks(ABC):
         self.ungrown[space.filters :] = structures == "filters"
         self.dense_cost = self.cost_of(space.full())
         self.present = space.seed(structures)
-        self.seed_cost = self.cost
+        self.seed_cost = self.aimed = self.cost
+        """Of ``aimed``: the share of the dense cost that the last restructuring could spend."""
         check_budget(budget, space, structures, self.seed_cost)
 
     @property
@@ -232,10 +237,33 @@ def check_budget(budget: float, space: Space, structures: Structures, seed_cost:
         raise UserError("nothing in this model can be grown: no channel group was found; use another backbone")
     if structures == "layers" and not space.layers:
         raise UserError("structures 'layers' finds no removable layer in this model; grow 'both' or 'filters'")
-    if not 0 < budget <= 1:
-        raise UserError(f"budget {budget} is outside (0, 1]; give the share of the dense cost to keep, e.g. 0.5")
+    check_share_of_dense(budget)
     if budget < seed_cost:
         raise UserError(
             f"budget {budget} is below the seed network's own cost, {seed_cost:.4f} of the dense one's; "
             f"give a budget between {seed_cost:.4f} and 1"
+        )
+
+
+def check_share_of_dense(budget: object) -> None:
+    """Raise UserError unless a budget is a number in (0, 1]."""
+    if not isinstance(budget, Real) or isinstance(budget, bool):
+        raise UserError(f"budget {budget!r} is no number; give the share of the dense cost to keep, e.g. 0.5")
+    if not 0 < float(budget) <= 1:
+        raise UserError(f"budget {budget} is outside (0, 1]; give the share of the dense cost to keep, e.g. 0.5")
+
+
+def check_spent(growing: Growing) -> None:
+    """Raise UserError where a run ended before its masks could spend the budget; warn where they spent another."""
+    masks = growing.masks
+    if abs(masks.aimed - masks.budget) > MISSED:
+        raise UserError(
+            f"the run of {growing.steps} steps is too short for budget {masks.budget:g}: it ended at {masks.cost:.3f} "
+            "of the dense cost; give more epochs or batches, or settings that restructure earlier or more often"
+        )
+    if abs(masks.cost - masks.budget) > MISSED:
+        warnings.warn(
+            f"the network costs {masks.cost:.3f} of the dense one where the budget is {masks.budget:g}: none was found "
+            "that comes closer",
+            stacklevel=3,
         )

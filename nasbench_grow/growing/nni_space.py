@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.growing.growing import check_budget
 from nasbench_grow.structure.discovery import discover
-from nasbench_grow.structure.selection import UNUSED, allowed_width, select
+from nasbench_grow.structure.selection import UNUSED, allowed_width, check_granularity, select
 from nasbench_grow.structure.space import ChannelGroup
 from nasbench_grow.structure.subnetwork import extract
 
@@ -55,6 +55,7 @@ class GrowableSpace(ModelSpace):
     def __init__(self, model: nn.Module, example: Tensor, budget: float = 0.5, granularity: int = 8) -> None:
         super().__init__()
         self.dense, self.example = model, example
+        check_granularity(granularity)
         self.budget, self.granularity = budget, granularity
         self.structures = discover(model, example)
         dense_macs = self.structures.macs(self.structures.full())

@@ -90,6 +90,7 @@ class RelaxedMasks(Masks):
             tensor.to(self.device) for tensor in (costs, self.temperatures, self.ungrown)
         )
         self.price = self._price()
+        self.aimed = self.budget
 
     @property
     def temperatures(self) -> Tensor:

@@ -168,11 +168,16 @@ class SampledMasks(Masks):
         target = min(self.target(progress), self.cost + LARGEST_STEP)
         grown = progress >= settings.growth and target == self.target(progress)
         if grown and progress >= settings.commit:
-            self.committed = True
+            self.committed, self.aimed = True, target
             self.present = self._structures(torch.zeros(len(self.start)), target)
             return self.present
-        self.present = self._structures(self._draw() / self.temperatures, target)
+        cost, noise = self.cost, self._draw() / self.temperatures
+        self.present = self._structures(noise, target)
+        if self.cost <= cost and target < self.target(progress):  # the next filter costs more than the largest step
+            target = self.target(progress)
+            self.present = self._structures(noise, target)
         self.ages += self._there(self.present) * elapsed / settings.commit
+        self.aimed = target
         if grown:
             half = [self._draw() for _ in range(self.samples // 2)]
             drawn = [sign * noise for noise in half for sign in (1, -1)]  # mirrored: what is even in it cancels out

@@ -151,10 +151,18 @@ class ScaledMasks(Masks):
             return self.present
         target = self.target(progress)
         reachable = min(max(target, self.cost - LARGEST_STEP), self.cost + LARGEST_STEP)
-        limit = reachable * self.dense_cost
-        self.present = select(self.space, self.keys, limit, self.granularity, self.own_cost)
+        cost = self.cost
+        self.present = self._best(reachable)
+        if self.cost <= cost and reachable < target:  # the next filter costs more than the largest step
+            reachable = target
+            self.present = self._best(reachable)
+        self.aimed = reachable
         self.grown = progress >= (self.settings.freeze or self.settings.growth) and reachable == target
         return self.present
+
+    def _best(self, share: float) -> Tensor:
+        """The structures that a share of the dense cost buys."""
+        return select(self.space, self.keys, share * self.dense_cost, self.granularity, self.own_cost)
 
     def state_dict(self) -> dict[str, Any]:
         """The keys too."""

@@ -32,6 +32,7 @@ from nasbench_grow.harness.runtime import SetupRuntime
 from nasbench_grow.harness.setups import ADAPTIVE
 from nasbench_grow.harness.store import Store
 from nasbench_grow.structure.architecture import describe, load, save
+from nasbench_grow.structure.checking import SAMPLES
 from nasbench_grow.structure.step_time import StepTime, Timing
 from nasbench_grow.structure.widths import output_channels
 
@@ -215,7 +216,8 @@ class Run:
         self.told = len(self.history)
 
     def conclude(self, network: nn.Module) -> Record:
-        """Measure the final network and fill in the record."""
+        """Check and measure the final network, and fill in the record."""
+        self.job.check_returned(network, next(iter(self.splits.val.batches(SAMPLES)))[0])
         sampled = network if self.job.sampled is None else self.job.sampled
         before, after = measure.weights_sha256(sampled), measure.weights_sha256(network)
         soft_val_metric = self._evaluate(sampled, self.splits.val)

@@ -7,7 +7,6 @@ What the model does not survive (shown by running it) is fixed, with the reason.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -30,6 +29,8 @@ from nasbench_grow.structure.attention import (
     is_attention,
 )
 from nasbench_grow.structure.layers import CONVS, NORMS, removable_layers
+from nasbench_grow.structure.pricing import priced
+from nasbench_grow.structure.probing import random_batch, randomised
 from nasbench_grow.structure.recurrent import (
     RECURRENT,
     input_axes,
@@ -65,18 +66,19 @@ def discover(model: nn.Module, example: Tensor) -> Space:
 
     _refuse_shared_weights(model)
     dense_macs = count_macs(model, example)
-    probe, example = _probe(model, example)
+    probe = randomised(model)
+    batch = random_batch(probe, example)
     couplings = _Couplings(probe)
-    couplings.trace(example)
-    blocks, plain = removable_layers(probe, example)
-    rates = _rates(probe, example)
+    couplings.trace(batch)
+    blocks, plain = removable_layers(probe, batch)
+    rates = _rates(probe, batch)
     rejected: dict[str, str] = {}
     while True:
         space = couplings.space(blocks, plain, rates, dense_macs, rejected)
-        reasons = unfaithful(space, probe, example)
-        if not reasons:
-            return space
-        rejected |= {name.partition("#")[0]: reason for name, reason in reasons.items()}
+        found = unfaithful(space, probe, batch) or priced(space, model, example)
+        if isinstance(found, Space):
+            return found
+        rejected |= {name.partition("#")[0]: reason for name, reason in found.items()}
 
 
 def _refuse_shared_weights(model: nn.Module) -> None:
@@ -88,26 +90,6 @@ def _refuse_shared_weights(model: nn.Module) -> None:
             raise UserError(
                 f"{other} and {name} are one tensor: a model with shared weights cannot be grown; untie them"
             )
-
-
-def _probe(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:
-    """A copy of the model and a batch on which a wrong coupling shows.
-
-    Random affine parameters (fresh networks often start branches at zero), batch statistics (signals neither vanish nor
-    explode), no dropout, double precision.
-    """
-    generator = torch.Generator().manual_seed(0)
-    probe = copy.deepcopy(model).double().eval().requires_grad_(True)
-    for module in probe.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.train()
-    for parameter in probe.parameters():
-        if parameter.ndim == 1:
-            parameter.data = (0.5 + torch.rand(parameter.shape, generator=generator, dtype=torch.double)).to(parameter)
-    if example.is_floating_point():
-        batch = torch.randn(4, *example.shape[1:], generator=generator, dtype=torch.double)
-        return probe, batch.to(example.device)
-    return probe, example
 
 
 class _Couplings:
@@ -281,7 +263,8 @@ class _Couplings:
                 if label not in stuck:
                     families[tuple(touched[label])].setdefault(label, root)
         groups, owners = self._number(families, labels)
-        layers = [*blocks, *(layer for layer in self._passing(plain, groups, owners) if layer.name not in rejected)]
+        found = [*blocks, *self._passing(plain, groups, owners)]
+        layers = [layer for layer in found if layer.name not in rejected]
         for index, (group, axes) in enumerate(zip(groups, families, strict=True)):
             groups[index] = replace(group, layer=_enclosing(layers, index, [name for name, _ in axes]))
         consumers = [axis for axis in self.consumers if axis in owners]

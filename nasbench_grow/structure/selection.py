@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nasbench_grow.base.errors import UserError
 from nasbench_grow.structure.space import Space
 
 CostOfCounts = Callable[[list[int], list[bool]], float]
@@ -43,7 +44,12 @@ def select(
         ``present``, shape (structures,), bool: each group has at least its best filter; after the threshold, the best
         structures that still fit are added, so the cost ends close below ``limit``. If not even one filter in every
         group fits, that smallest network is returned.
+
+    Raises:
+        UserError: the granularity is no whole number above 0.
     """
+
+    check_granularity(granularity)
 
     def cost_of(counts: list[int], layers: list[bool]) -> float:
         if cost is None:
@@ -140,6 +146,12 @@ def _fill(
             counts[:], layers[:] = wider, deeper
         else:
             tried.add(owner)
+
+
+def check_granularity(granularity: object) -> None:
+    """Raise UserError unless a granularity is a whole number, 1 or more."""
+    if not isinstance(granularity, int) or isinstance(granularity, bool) or granularity < 1:
+        raise UserError(f"granularity {granularity!r} is no whole number above 0; give the multiple to round to, or 1")
 
 
 def allowed_width(width: int, size: int, granularity: int) -> int:

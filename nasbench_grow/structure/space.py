@@ -72,16 +72,30 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Length:
+    """Length of an axis: a constant plus a number of entries for each filter of some groups."""
+
+    constant: int
+    terms: tuple[tuple[int, float], ...]
+
+    def __call__(self, counts: list[float]) -> float:
+        return self.constant + sum(entries * counts[group] for group, entries in self.terms)
+
+
+@dataclass(frozen=True)
 class WeightCost:
     """MACs as a product: ``rate`` x the kept lengths of some axes.
 
-    Of a weight, its outputs and inputs; of the products inside an attention layer, the features of its heads.
+    Of a weight, its outputs and inputs; of the products inside an attention layer, the features of its heads; of what
+    else multiplies (two activations with each other), the axes that it runs over.
     """
 
     rate: float
     """MACs per entry of each of the axes, e.g. per (output, input) pair of a weight."""
     axes: tuple[Axis, ...]
     layer: int | None
+    lengths: tuple[Length, ...] = ()
+    """Of axes that are no tensor's of the model."""
 
 
 @dataclass
@@ -97,7 +111,7 @@ class Space:
             a recurrent layer or the heads of an attention layer.
         consumers: axes that run along what a weight takes in.
         fixed: what cannot be grown, and why.
-        costs: the MACs of every weight, and of the products inside attention layers.
+        costs: the MACs of every weight, and of all other products.
         constant_macs: MACs that no structure changes.
     """
 
@@ -226,7 +240,7 @@ class Space:
     def _products(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The costs as arrays: of each of their axes the entries per filter of each group, shape (axes, groups, costs),
         and the constant length, shape (axes, costs); the rates and the layers (-1: none), shape (costs,)."""
-        axes = max((len(cost.axes) for cost in self.costs), default=0)
+        axes = max((len(cost.axes) + len(cost.lengths) for cost in self.costs), default=0)
         entries, constants = np.zeros((axes, len(self.groups), len(self.costs))), np.ones((axes, len(self.costs)))
         for number, (_, lengths) in enumerate(self._lengths):
             for axis, length in enumerate(lengths):
@@ -257,21 +271,21 @@ class Space:
         return passed
 
     @cached_property
-    def _lengths(self) -> list[tuple[WeightCost, list[_Length]]]:
+    def _lengths(self) -> list[tuple[WeightCost, list[Length]]]:
         """The length of each axis of a cost as a function of the groups' filter counts."""
-        return [(cost, [self._length(axis) for axis in cost.axes]) for cost in self.costs]
+        return [(cost, [*map(self._length, cost.axes), *cost.lengths]) for cost in self.costs]
 
-    def _length(self, axis: Axis) -> _Length:
+    def _length(self, axis: Axis) -> Length:
         name, dim = axis
         owner = self.owners.get(axis)
         if owner is None:
-            return _Length(self.shapes[name][dim], ())
+            return Length(self.shapes[name][dim], ())
         terms = []
         for index, group in enumerate(self.groups):
             entries = ((owner >= group.start) & (owner < group.start + group.size)).sum().item()
             if entries:
                 terms.append((index, entries / group.size))
-        return _Length(int((owner < 0).sum()), tuple(terms))
+        return Length(int((owner < 0).sum()), tuple(terms))
 
     def marginal_macs(self, present: Tensor) -> Tensor:
         """MACs that one more filter of each group, or each layer, adds to the present network (c_i).
@@ -289,14 +303,3 @@ class Space:
             without = [*layers[:index], False, *layers[index + 1 :]]
             result[self.filters + index] = self.macs_of(counts, with_it) - self.macs_of(counts, without)
         return result
-
-
-@dataclass(frozen=True)
-class _Length:
-    """Length of an axis: a constant plus a number of entries for each filter of some groups."""
-
-    constant: int
-    terms: tuple[tuple[int, float], ...]
-
-    def __call__(self, counts: list[float]) -> float:
-        return self.constant + sum(entries * counts[group] for group, entries in self.terms)

@@ -175,6 +175,8 @@ def _layers(space: Space, model: nn.Module, example: Tensor, timing: Timing) -> 
     seen = _input_shapes(model, example)
     weights = dict(model.named_parameters())
     for cost in space.costs:
+        if not cost.axes:
+            continue
         name = cost.axes[0][0]
         path, _, tensor = name.rpartition(".")
         if name not in weights or path not in seen:

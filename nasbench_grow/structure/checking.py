@@ -1,0 +1,85 @@
+"""The last word on a run: what it returns is held against the definition, with its weights, on data."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from nasbench_grow.base.errors import UserError, one_line
+from nasbench_grow.structure.exactness import masked
+from nasbench_grow.structure.space import Space
+from nasbench_grow.structure.subnetwork import absorb, carry_state
+
+SAMPLES = 8
+"""Of the batch that networks are compared on, at most."""
+ACCEPTED = {torch.double: 1e-4, torch.float: 1e-2}
+"""Largest difference, as a share of the largest output, by the precision that both compute in."""
+
+
+def check_returned(space: Space, dense: nn.Module, present: Tensor, network: nn.Module, inputs: Tensor) -> None:
+    """Raise UserError unless a trained network computes what the dense one does with its absent entries at zero.
+
+    Both are compared in evaluation mode and, where they run in it, in double precision.
+
+    Args:
+        space: the configuration space of ``dense``.
+        dense: the dense network; not changed. Of what ``network`` has, its values do not matter.
+        present: the structures of ``network``, shape (structures,), bool.
+        network: the sub-network with its trained weights; not changed.
+        inputs: a batch of data.
+
+    Warns:
+        UserWarning: the two could not be compared.
+    """
+    inputs, failure = inputs[:SAMPLES], None
+    for precision, accepted in ACCEPTED.items():
+        try:
+            off = _difference(space, dense, present, network, inputs, precision)
+        except Exception as error:  # that precision, or memory: what was trained is not to be lost
+            failure = error
+            continue
+        if off > accepted:
+            raise UserError(
+                f"the {type(network).__name__} that was trained is no sub-network: it differs from the dense model "
+                f"with its absent channels at zero by {off:.1g} of the largest output; give a model whose forward pass "
+                "does the same whatever its widths, or fix what mixes its channels"
+            )
+        return
+    assert failure is not None
+    warnings.warn(
+        f"the trained network was not compared with the dense model, which did not run ({one_line(failure)})",
+        stacklevel=3,
+    )
+
+
+@torch.no_grad()
+def _difference(
+    space: Space, dense: nn.Module, present: Tensor, network: nn.Module, inputs: Tensor, precision: torch.dtype
+) -> float:
+    """The largest difference as a share of the largest output; infinite where the outputs are of other shapes."""
+    full, small = copy.deepcopy(dense), copy.deepcopy(network)
+    absorb(space, full, present, small)
+    carry_state(space, (present, small), (space.full(), full))
+    full, small = full.to(precision).eval(), small.to(precision).eval()
+    inputs = inputs.to(precision) if inputs.is_floating_point() else inputs
+    found, wanted = _outputs(small(inputs.clone())), _outputs(masked(space, full, present, inputs.clone()))
+    if [output.shape for output in found] != [output.shape for output in wanted]:
+        return float("inf")
+    return max((_off(one, other) for one, other in zip(found, wanted, strict=True)), default=0.0)
+
+
+def _outputs(output: Any) -> list[Tensor]:
+    """The real numbers in what a network gives: choices between them may turn over by rounding."""
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _off(found: Tensor, wanted: Tensor) -> float:
+    finite = wanted[wanted.isfinite()]
+    same = (found == wanted) | (found.isnan() & wanted.isnan())  # a network that has diverged is another matter
+    difference = torch.where(same, 0.0, (found - wanted).abs().nan_to_num(torch.inf))
+    return float(difference.max() / (finite.abs().max() + 1e-12)) if len(finite) else float(not bool(same.all()))
