@@ -15,15 +15,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from nasbench_grow.base import randomness
+from nasbench_grow.base.calling import batch_length, flattened, shapes
 from nasbench_grow.base.devices import DEVICE_ERRORS
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.base.trees import device_of
 
 if TYPE_CHECKING:
     from fvcore.nn.jit_analysis import JitModelAnalysis
 
-Example = Tensor | tuple[Tensor, ...]
+Example = Any
+"""What a model takes, as :func:`nasbench_grow.base.calling.call` gives it."""
 
 _MULTIPLIES = re.compile(
     r"(?!aten::)|aten::(?!_*upsample).*("
@@ -42,7 +46,8 @@ def count_macs(model: nn.Module, example: Example) -> int:
 
     Args:
         model: any module that ``torch.jit.trace`` can follow.
-        example: one input tensor with a batch axis in front, or a tuple of tensors (one per argument of ``forward``).
+        example: one input with a batch axis in front: a tensor, a tuple of what ``forward`` takes, or a dict of it by
+            keyword, in any nesting.
 
     Raises:
         UserError: where the model cannot be traced on ``example``.
@@ -82,8 +87,7 @@ def uncounted_ops(model: nn.Module, example: Example) -> dict[str, int]:
 
 
 def _per_sample(macs: int, example: Example) -> int:
-    first = example if isinstance(example, Tensor) else example[0]
-    return round(macs / first.shape[0])
+    return round(macs / batch_length(example))
 
 
 def _uncounted(trace: JitModelAnalysis) -> dict[str, int]:
@@ -96,10 +100,10 @@ def _warn_uncounted(trace: JitModelAnalysis) -> None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; training flags, hooks and what a recurrent network hands from batch to batch
-    are as before afterwards, even after an error."""
-    modules = list(model.modules())
+def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Evaluation mode without gradients; training flags, hooks, what a recurrent network hands from batch to batch and
+    the random generators are as before afterwards, even after an error."""
+    modules, states = list(model.modules()), randomness.states(device)
     training = [module.training for module in modules]
     hooks = [(dict(module._forward_pre_hooks), dict(module._forward_hooks)) for module in modules]
     buffers = [dict(module._buffers) for module in modules]
@@ -110,6 +114,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
+        randomness.put_back(states, device)
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, flag, held, (before, after) in zip(modules, training, buffers, hooks, strict=True):
             module.training = flag
@@ -125,19 +130,17 @@ def _trace(model: nn.Module, example: Example) -> JitModelAnalysis:
         warnings.simplefilter("ignore")  # TorchScript, which fvcore traces with, warns that it is deprecated
         from fvcore.nn.jit_analysis import JitModelAnalysis
 
-        trace = JitModelAnalysis(model, example).set_op_handle(**_RULES)
-        trace.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         try:
-            with _evaluating(model):
+            with _evaluating(model, device_of(example)), flattened(model, example) as given:
+                trace = JitModelAnalysis(model, given).set_op_handle(**_RULES)
+                trace.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
                 trace.total()
         except DEVICE_ERRORS:
             raise
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            shapes = [tuple(x.shape) for x in ([example] if isinstance(example, Tensor) else example)]
             raise UserError(
-                f"cannot count the MACs of {type(model).__name__} on an input of shape "
-                f"{', '.join(map(str, shapes))}: {reason}; "
+                f"cannot count the MACs of {type(model).__name__} on an input of shape {shapes(example)}: {reason}; "
                 "give an input that the model accepts and torch.jit.trace can follow"
             ) from error
     return trace

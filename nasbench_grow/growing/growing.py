@@ -22,6 +22,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from nasbench_grow.base.calling import call
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.base.parallel import mean_over_processes
 from nasbench_grow.contract import Callback, ElasticModel, Job, Run
@@ -159,13 +160,13 @@ class Growing(Callback):
             self.largest_step = max(self.largest_step, abs(self.masks.cost - cost))
             self._rivals = self.masks.rivals()
 
-    def loss(self, model: ElasticModel, network: nn.Module, inputs: Any, targets: Tensor, loss: Loss) -> Tensor:
+    def loss(self, model: ElasticModel, network: nn.Module, inputs: Any, targets: Any, loss: Loss) -> Tensor:
         """The loss of the network in training; before the first step of a period its rivals are compared."""
         rivals, self._rivals = self._rivals, []
         if rivals:  # first, as what a recurrent network hands on moves with its own pass
             self._compared = sum(map(model.space.macs, rivals))
             with torch.no_grad():
-                losses = [loss(rival(inputs), targets) for rival in model.variants(rivals)]
+                losses = [loss(call(rival, inputs), targets) for rival in model.variants(rivals)]
             self.masks.learn(mean_over_processes(torch.stack(losses).float()).cpu())
         return super().loss(model, network, inputs, targets, loss)
 
@@ -176,7 +177,7 @@ class Growing(Callback):
     def forward(self, model: ElasticModel, network: nn.Module, inputs: Any) -> Any:
         """The sub-network, each structure scaled by its gate."""
         gates = self.masks.gates()
-        return network(inputs) if gates is None else self._scaling(model)(inputs, gates)
+        return call(network, inputs) if gates is None else self._scaling(model)(inputs, gates)
 
     def penalty(self, model: ElasticModel) -> Tensor | None:
         """The price of the structures."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nasbench_grow.base.calling import call
 from nasbench_grow.base.errors import UserError
 
 
@@ -42,7 +43,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Any]) -> None:
     try:
         with torch.no_grad():
             for inputs in batches:
-                network(inputs)
+                call(network, inputs)
                 empty = False
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

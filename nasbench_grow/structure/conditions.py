@@ -1,0 +1,251 @@
+"""The copy of a model that discovery examines, and how it runs there: the same at each call, in one precision.
+
+Models make numbers of their own while they run: they cast to single precision, begin with states of zero, drop what
+chance picks. Examined so, two networks that compute the same would seem to differ. So inside a probe all floating point
+numbers have the probe's precision, the random ones that torch gives are the middle of what they could be (noise is
+zero, nothing is dropped), and all other randomness starts anew at each call.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from nasbench_grow.base import randomness
+from nasbench_grow.base.calling import batch_length, call, shapes
+from nasbench_grow.base.devices import DEVICE_ERRORS
+from nasbench_grow.base.errors import UserError, one_line
+from nasbench_grow.base.trees import device_of, map_tensors, tensors
+
+PRECISIONS = {torch.double: 1e-8, torch.float: 1e-3}
+"""Those to examine a model in, the better one first, with the largest difference that is taken for rounding, as a share
+of the largest output."""
+BATCH = 4
+"""Inputs that a probe is run on at once, where there are floating point numbers among them."""
+
+_NORMS = nn.modules.batchnorm._BatchNorm
+_WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.RNNBase)
+_CASTS = (Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16)
+_TYPES = (torch.half, torch.bfloat16, torch.float, torch.double)
+_DROPS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+_MIDDLES = {"randn": 0.0, "randn_like": 0.0, "normal_": 0.0, "rand": 0.5, "rand_like": 0.5, "uniform_": 0.5}
+_MIDDLES |= {"bernoulli": 1.0, "bernoulli_": 1.0}
+
+
+class Probe:
+    """A copy of a model on which a wrong coupling shows, and a batch to run it on.
+
+    Random affine parameters (fresh networks often start branches at zero), batch statistics (signals neither vanish nor
+    explode), no dropout, one precision.
+
+    Args:
+        model: left as it is.
+        example: one input with a batch axis.
+        precision: one of :data:`PRECISIONS`.
+
+    Attributes:
+        module: the copy; its own copies run as it does.
+        inputs: for :func:`nasbench_grow.base.calling.call`.
+        training: whether the parts of it that are no layers are in training mode, and go through what runs only there.
+        random: whether it was seen to ask for random numbers.
+    """
+
+    def __init__(self, model: nn.Module, example: Any, precision: torch.dtype) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.precision, self.training, self.random = precision, False, False
+        self.module = copy.deepcopy(model).to(precision).eval().requires_grad_(True)
+        for module in self.module.modules():
+            if isinstance(module, _NORMS):
+                module.train()
+        for parameter in self.module.parameters():
+            if parameter.ndim == 1:
+                values = 0.5 + torch.rand(parameter.shape, generator=generator, dtype=torch.double)
+                parameter.data = values.to(parameter)
+        self.inputs = _batch(example, generator, precision)
+        running: list[ExitStack] = []
+        self.module.register_forward_pre_hook(lambda root, _: running.append(self._enter(root)))
+        self.module.register_forward_hook(lambda *_: running.pop().close(), always_call=True)
+
+    @property
+    def tolerance(self) -> float:
+        """Largest difference from a definition that is taken for rounding, as a share of the largest output."""
+        return PRECISIONS[self.precision]
+
+    def modes(self) -> Iterator[bool]:
+        """Evaluation mode and, where it makes a difference, training mode: the probe is in the one that is given."""
+        yield False
+        if self._differs:
+            self.training = True
+            try:
+                yield True
+            finally:
+                self.training = False
+
+    @cached_property
+    def _differs(self) -> bool:
+        """Whether the model runs otherwise in training: calls other modules, or gives something else.
+
+        Raises:
+            UserError: layers that did not run in evaluation mode may run in training, where the model does not run on
+                the example.
+        """
+        called, outputs = self.calls()
+        self.training = True
+        try:
+            others, others_outputs = self.calls()
+        except DEVICE_ERRORS:
+            raise
+        except Exception as error:
+            makers = [name for name, module in self.module.named_modules() if isinstance(module, _WEIGHTED)]
+            hidden = [name for name in makers if name not in called]
+            if hidden:
+                raise UserError(
+                    f"{', '.join(hidden[:3])} may run in training, where the model does not run on the example "
+                    f"({one_line(error)}); give an example that it takes in training, too, or a model without them"
+                ) from error
+            return False
+        finally:
+            self.training = False
+        same = called == others and len(outputs) == len(others_outputs)
+        return not same or not all(map(torch.equal, outputs, others_outputs))
+
+    def _enter(self, root: nn.Module) -> ExitStack:
+        """What holds during one call of the module or of a copy of it."""
+        stack = ExitStack()
+        stack.enter_context(_anew(device_of(self.inputs)))
+        if self.training:
+            stack.enter_context(_in_training(root))
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(self.precision)
+        stack.callback(torch.set_default_dtype, default)
+        uniform = stack.enter_context(_Uniform(self.precision))
+        stack.callback(lambda: setattr(self, "random", self.random or uniform.random))
+        return stack
+
+    def calls(self) -> tuple[list[str], list[Tensor]]:
+        """The modules with parameters of their own that a call runs, in order, and the tensors that it gives."""
+        order: list[str] = []
+        hooks = [
+            module.register_forward_hook(lambda *_, name=name: order.append(name))
+            for name, module in self.module.named_modules()
+            if next(module.parameters(recurse=False), None) is not None
+        ]
+        try:
+            with torch.no_grad():
+                return order, tensors(call(self.module, self.inputs))
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def probe_of(model: nn.Module, example: Any) -> Probe:
+    """A probe in the best precision in which the model runs.
+
+    Raises:
+        UserError: it runs in none, or it cannot be copied.
+
+    Warns:
+        UserWarning: it is random even in evaluation mode.
+    """
+    for precision in PRECISIONS:
+        try:
+            probe = Probe(model, example, precision)
+            probe.calls()
+        except DEVICE_ERRORS:
+            raise
+        except Exception as error:
+            reason = one_line(error)
+            continue
+        if probe.random:
+            warnings.warn(
+                f"the forward pass of {type(model).__name__} is random even in evaluation mode; it was examined with "
+                "its random numbers fixed",
+                stacklevel=4,
+            )
+        return probe
+    raise UserError(
+        f"cannot examine a copy of {type(model).__name__} on an input of shape {shapes(example)}: {reason}; "
+        "give a model that runs on several random inputs and can be copied"
+    )
+
+
+def _batch(example: Any, generator: torch.Generator, precision: torch.dtype) -> Any:
+    """Random inputs like the example, several of them where any of its tensors has floating point numbers."""
+    one = batch_length(example)
+    several = BATCH if any(tensor.is_floating_point() for tensor in tensors(example)) else one
+
+    def make(tensor: Tensor) -> Tensor:
+        batched = tensor.ndim > 0 and len(tensor) == one
+        if tensor.is_floating_point() and batched:
+            numbers = torch.randn(several, *tensor.shape[1:], generator=generator, dtype=torch.double)
+            return numbers.to(tensor.device, precision)
+        if tensor.is_floating_point():
+            return tensor.detach().to(precision)
+        return tensor[:1].expand(several, *tensor.shape[1:]).clone() if batched and several != one else tensor
+
+    return map_tensors(make, example)
+
+
+@contextmanager
+def _anew(device: torch.device) -> Iterator[None]:
+    """All generators start at one seed, and go on afterwards as if nothing had been drawn."""
+    states = randomness.states(device)
+    randomness.seed_all(0)
+    try:
+        yield
+    finally:
+        randomness.put_back(states, device)
+
+
+@contextmanager
+def _in_training(root: nn.Module) -> Iterator[None]:
+    """All modules but torch's own layers, of which some drop, are in training mode."""
+    flags = [(module, module.training) for module in root.modules()]
+    for module, flag in flags:
+        module.training = flag or not type(module).__module__.startswith("torch.nn.modules")
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+class _Uniform(TorchFunctionMode):
+    """Floating point numbers of one precision, random ones in the middle of their range; notes whether there are any
+    that are."""
+
+    def __init__(self, precision: torch.dtype) -> None:
+        super().__init__()
+        self.precision = precision
+        self.random = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        kwargs = {key: self._cast(value) for key, value in (kwargs or {}).items()}
+        args = tuple(map(self._cast, args))
+        if func in _CASTS:
+            return args[0].to(self.precision)
+        if name.removesuffix("_") in _DROPS:
+            self.random |= bool(kwargs.get("training", args[2] if len(args) > 2 else True))
+            return args[0] if args else kwargs["input"]
+        if "dropout_p" in kwargs:  # of attention
+            kwargs["dropout_p"] = 0.0
+        result = func(*args, **kwargs)
+        if name in _MIDDLES:
+            self.random = True
+            with torch.no_grad():
+                result.fill_(_MIDDLES[name])
+        return result
+
+    def _cast(self, argument: Any) -> Any:
+        return self.precision if isinstance(argument, torch.dtype) and argument in _TYPES else argument
