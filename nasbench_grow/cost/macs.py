@@ -109,6 +109,7 @@ def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
     buffers = [dict(module._buffers) for module in modules]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it would hide nn.MultiheadAttention's products in one opaque op
+    randomness.seed_all(0)  # a model may choose its way by chance
     model.eval()
     try:
         with torch.no_grad():

@@ -30,6 +30,8 @@ PRECISIONS = {torch.double: 1e-8, torch.float: 1e-3}
 of the largest output."""
 BATCH = 4
 """Inputs that a probe is run on at once, where there are floating point numbers among them."""
+SEEDS, MOST_VIEWS = 8, 4
+"""With how many seeds a random model is tried, and how many of its ways are examined at most."""
 
 _NORMS = nn.modules.batchnorm._BatchNorm
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.RNNBase)
@@ -37,7 +39,7 @@ _CASTS = (Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16)
 _TYPES = (torch.half, torch.bfloat16, torch.float, torch.double)
 _DROPS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 _MIDDLES = {"randn": 0.0, "randn_like": 0.0, "normal_": 0.0, "rand": 0.5, "rand_like": 0.5, "uniform_": 0.5}
-_MIDDLES |= {"bernoulli": 1.0, "bernoulli_": 1.0}
+_MIDDLES |= {"bernoulli": 1.0, "bernoulli_": 1.0, "normal": 0.0}
 
 
 class Probe:
@@ -55,12 +57,13 @@ class Probe:
         module: the copy; its own copies run as it does.
         inputs: for :func:`nasbench_grow.base.calling.call`.
         training: whether the parts of it that are no layers are in training mode, and go through what runs only there.
+        seed: of what is random in it and cannot be set to the middle.
         random: whether it was seen to ask for random numbers.
     """
 
     def __init__(self, model: nn.Module, example: Any, precision: torch.dtype) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.precision, self.training, self.random = precision, False, False
+        self.precision, self.training, self.seed, self.random = precision, False, 0, False
         self.module = copy.deepcopy(model).to(precision).eval().requires_grad_(True)
         for module in self.module.modules():
             if isinstance(module, _NORMS):
@@ -79,56 +82,90 @@ class Probe:
         """Largest difference from a definition that is taken for rounding, as a share of the largest output."""
         return PRECISIONS[self.precision]
 
-    def modes(self) -> Iterator[bool]:
-        """Evaluation mode and, where it makes a difference, training mode: the probe is in the one that is given."""
-        yield False
-        if self._differs:
-            self.training = True
+    def views(self) -> Iterator[None]:
+        """Evaluation mode and whatever the model does otherwise in training or by chance: the probe is set to each."""
+        for training, seed in self._views:
+            self.training, self.seed = training, seed
             try:
-                yield True
+                yield
             finally:
-                self.training = False
+                self.training, self.seed = False, 0
 
     @cached_property
-    def _differs(self) -> bool:
-        """Whether the model runs otherwise in training: calls other modules, or gives something else.
+    def _views(self) -> list[tuple[bool, int]]:
+        """Modes and seeds in which the model calls other layers, or gives something else than in evaluation mode.
 
         Raises:
             UserError: layers that did not run in evaluation mode may run in training, where the model does not run on
                 the example.
         """
-        called, outputs = self.calls()
-        self.training = True
+        called, outputs = self._calls(False, 0)
+        views, seen = [(False, 0)], [called]
+        chances = [(False, seed) for seed in range(1, SEEDS)] if self.random else []
+        self.random = False
         try:
-            others, others_outputs = self.calls()
+            others, given = self._calls(True, 0)
         except DEVICE_ERRORS:
             raise
         except Exception as error:
-            makers = [name for name, module in self.module.named_modules() if isinstance(module, _WEIGHTED)]
-            hidden = [name for name in makers if name not in called]
-            if hidden:
-                raise UserError(
-                    f"{', '.join(hidden[:3])} may run in training, where the model does not run on the example "
-                    f"({one_line(error)}); give an example that it takes in training, too, or a model without them"
-                ) from error
-            return False
+            self._refuse_hidden(called, error)
+        else:
+            chances += [(True, seed) for seed in range(1, SEEDS)] if self.random else []
+            same = len(given) == len(outputs) and all(map(torch.equal, outputs, given))
+            if others != called or not same:
+                views.append((True, 0))
+                seen.append(others)
+        for view in chances:
+            others, _ = self._calls(*view)
+            if others not in seen:
+                views.append(view)
+                seen.append(others)
+        return views[:MOST_VIEWS]
+
+    def _refuse_hidden(self, called: list[str], error: Exception) -> None:
+        """Raises if layers may have been missed because of an error in training mode."""
+        makers = [name for name, module in self.module.named_modules() if isinstance(module, _WEIGHTED)]
+        hidden = [name for name in makers if name not in called]
+        if hidden:
+            raise UserError(
+                f"{', '.join(hidden[:3])} may run in training, where the model does not run on the example "
+                f"({one_line(error)}); give an example that it takes in training, too, or a model without them"
+            ) from error
+
+    def _calls(self, training: bool, seed: int) -> tuple[list[str], list[Tensor]]:
+        """What :meth:`calls` gives in a mode and with a seed."""
+        self.training, self.seed = training, seed
+        try:
+            return self.calls()
         finally:
-            self.training = False
-        same = called == others and len(outputs) == len(others_outputs)
-        return not same or not all(map(torch.equal, outputs, others_outputs))
+            self.training, self.seed = False, 0
 
     def _enter(self, root: nn.Module) -> ExitStack:
         """What holds during one call of the module or of a copy of it."""
         stack = ExitStack()
-        stack.enter_context(_anew(device_of(self.inputs)))
+        stack.enter_context(self._anew(device_of(self.inputs)))
         if self.training:
             stack.enter_context(_in_training(root))
         default = torch.get_default_dtype()
         torch.set_default_dtype(self.precision)
         stack.callback(torch.set_default_dtype, default)
         uniform = stack.enter_context(_Uniform(self.precision))
-        stack.callback(lambda: setattr(self, "random", self.random or uniform.random))
+        stack.callback(lambda: setattr(self, "random", self.random or uniform.dropped))
         return stack
+
+    @contextmanager
+    def _anew(self, device: torch.device) -> Iterator[None]:
+        """All generators start at the seed, and go on afterwards as if nothing had been drawn."""
+        states = randomness.states(device)
+        randomness.seed_all(self.seed)
+        before = randomness.states(device)
+        try:
+            yield
+        finally:
+            now = randomness.states(device)
+            drawn = any(now[name] != before[name] for name in ("python", "numpy"))
+            self.random |= drawn or not torch.equal(now["torch"], before["torch"])
+            randomness.put_back(states, device)
 
     def calls(self) -> tuple[list[str], list[Tensor]]:
         """The modules with parameters of their own that a call runs, in order, and the tensors that it gives."""
@@ -195,17 +232,6 @@ def _batch(example: Any, generator: torch.Generator, precision: torch.dtype) -> 
 
 
 @contextmanager
-def _anew(device: torch.device) -> Iterator[None]:
-    """All generators start at one seed, and go on afterwards as if nothing had been drawn."""
-    states = randomness.states(device)
-    randomness.seed_all(0)
-    try:
-        yield
-    finally:
-        randomness.put_back(states, device)
-
-
-@contextmanager
 def _in_training(root: nn.Module) -> Iterator[None]:
     """All modules but torch's own layers, of which some drop, are in training mode."""
     flags = [(module, module.training) for module in root.modules()]
@@ -219,13 +245,13 @@ def _in_training(root: nn.Module) -> Iterator[None]:
 
 
 class _Uniform(TorchFunctionMode):
-    """Floating point numbers of one precision, random ones in the middle of their range; notes whether there are any
-    that are."""
+    """Floating point numbers of one precision, random ones in the middle of their range, but for single ones, by which
+    a model may choose its way; notes whether anything would have been dropped."""
 
     def __init__(self, precision: torch.dtype) -> None:
         super().__init__()
         self.precision = precision
-        self.random = False
+        self.dropped = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -236,15 +262,15 @@ class _Uniform(TorchFunctionMode):
         if func in _CASTS:
             return args[0].to(self.precision)
         if name.removesuffix("_") in _DROPS:
-            self.random |= bool(kwargs.get("training", args[2] if len(args) > 2 else True))
+            self.dropped |= bool(kwargs.get("training", args[2] if len(args) > 2 else True))
             return args[0] if args else kwargs["input"]
         if "dropout_p" in kwargs:  # of attention
             kwargs["dropout_p"] = 0.0
         result = func(*args, **kwargs)
-        if name in _MIDDLES:
-            self.random = True
+        if name in _MIDDLES and result.numel() > 1:
+            mean = (*args, kwargs.get("mean", 0.0))[0] if name == "normal" else _MIDDLES[name]
             with torch.no_grad():
-                result.fill_(_MIDDLES[name])
+                result.copy_(torch.as_tensor(mean))
         return result
 
     def _cast(self, argument: Any) -> Any:

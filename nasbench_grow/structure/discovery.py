@@ -97,7 +97,7 @@ def find_space(model: nn.Module, example: Any) -> Space:
     dense_macs = count_macs(model, example)
     probe = probe_of(model, example)
     couplings = _Couplings(probe.module)
-    for _ in probe.modes():
+    for _ in probe.views():
         couplings.trace(probe.inputs)
     blocks, plain = removable_layers(probe.module, probe.inputs)
     rates = _rates(probe.module, probe.inputs)
@@ -105,7 +105,7 @@ def find_space(model: nn.Module, example: Any) -> Space:
     for _ in range(MOST_ROUNDS):
         space = couplings.space(blocks, plain, rates, dense_macs, rejected)
         reasons: dict[str, str] = {}
-        for _ in probe.modes():
+        for _ in probe.views():
             reasons |= unfaithful(space, probe.module, probe.inputs, probe.tolerance)
         if not reasons:
             return space
