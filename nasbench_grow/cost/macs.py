@@ -21,6 +21,7 @@ from nasbench_grow.base import randomness
 from nasbench_grow.base.calling import batch_length, flattened, shapes
 from nasbench_grow.base.devices import DEVICE_ERRORS
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.base.given import check_example, check_model, unwrapped
 from nasbench_grow.base.trees import device_of
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def count_macs(model: nn.Module, example: Example) -> int:
     Warns:
         UserWarning: names the operations that have no rule and so counted as zero (see :func:`uncounted_ops`).
     """
+    check_model(model := unwrapped(model))
+    check_example(example)
     trace = _trace(model, example)
     _warn_uncounted(trace)
     return _per_sample(trace.total(), example)
@@ -107,6 +110,9 @@ def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
     training = [module.training for module in modules]
     hooks = [(dict(module._forward_pre_hooks), dict(module._forward_hooks)) for module in modules]
     buffers = [dict(module._buffers) for module in modules]
+    compiled = [module._compiled_call_impl for module in modules]
+    for module in modules:
+        module._compiled_call_impl = None  # what Module.compile made cannot be traced
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it would hide nn.MultiheadAttention's products in one opaque op
     randomness.seed_all(0)  # a model may choose its way by chance
@@ -115,6 +121,8 @@ def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
+        for module, call in zip(modules, compiled, strict=True):
+            module._compiled_call_impl = call
         randomness.put_back(states, device)
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, flag, held, (before, after) in zip(modules, training, buffers, hooks, strict=True):

@@ -16,9 +16,11 @@ from tqdm.auto import tqdm
 
 from nasbench_grow.base.calling import batch_length, call
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.base.given import check_example, check_model, unwrapped
 from nasbench_grow.base.trees import tensors, to_device
 from nasbench_grow.contract import Batch, DivergedError, Job, Recipe, Run
 from nasbench_grow.cost.macs import count_macs
+from nasbench_grow.growing.arguments import check_arguments
 from nasbench_grow.growing.beginning import Settings, begin, check_kind
 from nasbench_grow.growing.loading import Step, arranged, checked, count_batches, first_length, leaves_one
 from nasbench_grow.growing.own import MakeOptimizer, OwnBatches, OwnRecipe, SampleMeter, check_training
@@ -26,7 +28,6 @@ from nasbench_grow.growing.relaxation import RelaxationSettings
 from nasbench_grow.growing.sampling import SamplingSettings
 from nasbench_grow.structure.architecture import describe, save
 from nasbench_grow.structure.discovery import discover
-from nasbench_grow.structure.given import check_example, check_model, unwrapped
 from nasbench_grow.structure.space import Space
 from nasbench_grow.structure.step_time import StepTime, Timing, share_of_dense
 from nasbench_grow.structure.widths import output_channels
@@ -101,12 +102,17 @@ def grow(
         UserError: a bad argument, a model with nothing to grow, an optimizer whose state cannot follow, a loader that
             gives fewer batches than it has, or a loss that is no longer finite.
     """
-    if epochs < 1:
-        raise UserError(f"epochs {epochs} is below 1; give the number of passes over the loader")
-    if epochs != int(epochs):
-        raise UserError(f"epochs {epochs} is no whole number; give the number of passes over the loader")
-    if granularity < 1:
-        raise UserError(f"granularity {granularity} is below 1; give the multiple to round widths to, or 1")
+    check_arguments(
+        epochs=epochs,
+        granularity=granularity,
+        seed=seed,
+        budget=budget,
+        budget_ms=budget_ms,
+        loss=loss,
+        step=step,
+        learning_rate_at=learning_rate_at,
+    )
+    epochs, granularity = int(epochs), int(granularity)
     model = unwrapped(model)
     check_model(model)
     check_example(example)

@@ -16,6 +16,7 @@ the paper's, :mod:`nasbench_grow.growing.scaling` a schedule that learns nothing
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, cast
 
@@ -238,5 +239,20 @@ def check_budget(budget: float, space: Space, structures: Structures, seed_cost:
     if budget < seed_cost:
         raise UserError(
             f"budget {budget} is below the seed network's own cost, {seed_cost:.4f} of the dense one's; "
-            f"give a budget between {seed_cost:.4f} and 1"
+            f"give a budget between {seed_cost:.4f} and 1{_held_up_by(space, structures)}"
         )
+
+
+def _held_up_by(space: Space, structures: Structures) -> str:
+    """The three dearest parts of the seed and why they stay, for a message."""
+    counts, layers = space.counts(space.seed(structures))
+    macs: dict[str, float] = {}
+    for cost, lengths in space.kept_costs(counts, layers):
+        name = cost.axes[0][0].rpartition(".")[0]
+        macs[name] = macs.get(name, 0) + cost.rate * math.prod(lengths)
+    parts = [(spent, name, space.fixed.get(name, "as narrow as it can be")) for name, spent in macs.items()]
+    parts.append((space.constant_macs, "products outside layers", "no channel that can leave changes them"))
+    dearest = [part for part in sorted(parts, reverse=True)[:3] if part[0] > 0.01 * space.macs(space.full())]
+    dense = space.macs(space.full())
+    said = [f"{name} {spent / dense:.2f} ({reason})" for spent, name, reason in dearest]
+    return f"; of its MACs most go to {', '.join(said)}" if said else ""

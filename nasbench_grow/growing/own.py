@@ -53,6 +53,8 @@ class OwnRecipe(Recipe):
         if self.make is None:
             return super().optimizer(network)
         optimizer, scheduler = _made(self.make, network)
+        if scheduler is not None and self.rate is not None:
+            raise UserError("learning_rate_at and the scheduler beside the optimizer both set the rate; leave one out")
         before = self.running
         if before.optimizer is not None and before.scheduler is not None and scheduler is not None:
             if len(before.optimizer.param_groups) != len(optimizer.param_groups):

@@ -21,6 +21,7 @@ from nasbench_grow.base import randomness
 from nasbench_grow.base.calling import call, shapes
 from nasbench_grow.base.devices import DEVICE_ERRORS
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.base.given import check_example, check_model
 from nasbench_grow.base.trees import device_of, tensors
 from nasbench_grow.cost.macs import count_macs, macs_by_module
 from nasbench_grow.structure.attention import (
@@ -33,7 +34,6 @@ from nasbench_grow.structure.attention import (
 )
 from nasbench_grow.structure.conditions import probe_of
 from nasbench_grow.structure.exactness import OUTPUT, unfaithful
-from nasbench_grow.structure.given import check_example, check_model
 from nasbench_grow.structure.layers import CONVS, NORMS, removable_layers
 from nasbench_grow.structure.recurrent import (
     RECURRENT,

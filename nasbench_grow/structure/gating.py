@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nasbench_grow.base.calling import call
+from nasbench_grow.base.given import check_model
+from nasbench_grow.structure.given import check_present
 from nasbench_grow.structure.recurrent import flatten
 from nasbench_grow.structure.space import Space
 
@@ -30,6 +32,8 @@ class GatedNetwork(nn.Module):
 
     def __init__(self, space: Space, present: Tensor, network: nn.Module) -> None:
         super().__init__()
+        check_present(space, present)
+        check_model(network)
         self.network = network
         self._axes: list[tuple[str, int]] = []
         numbers = []  # of the structure that scales each entry of each axis

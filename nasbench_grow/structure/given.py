@@ -1,78 +1,42 @@
-"""What users hand over where a model, an example, a space or structures are asked for: checked, in one line."""
+"""What users hand over where a space and structures are asked for: checked, in one line."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch import Tensor
 
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.base.trees import tensors
+from nasbench_grow.base.given import check_model
 from nasbench_grow.structure.space import Space
-
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-
-
-def unwrapped(model: Any) -> Any:
-    """The model inside of what runs it on several devices or compiles it."""
-    while isinstance(model, nn.Module):
-        inside = model.module if isinstance(model, _WRAPPERS) else getattr(model, "_orig_mod", None)
-        if inside is None:
-            break
-        model = inside
-    return model
-
-
-def check_model(model: Any) -> None:
-    """Raise UserError unless ``model`` is a module that can be taken apart."""
-    if not isinstance(model, nn.Module):
-        instead = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
-        raise UserError(f"the model is {instead}; give an instance of nn.Module")
-    for name, module in model.named_modules():
-        where = name or "the model"
-        if unwrapped(module) is not module:
-            raise UserError(
-                f"{where} is wrapped in {type(module).__name__}; give what is inside ({_inside(module)}), and wrap the "
-                "network that comes out"
-            )
-        if isinstance(module, torch.jit.ScriptModule):
-            raise UserError(f"{where} is compiled by TorchScript and cannot be cut; give the module it was made from")
-        for parameter in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            if isinstance(parameter, UninitializedParameter | UninitializedBuffer):
-                raise UserError(f"{where} is a {type(module).__name__} without sizes yet; run the model once before")
-
-
-def _inside(module: nn.Module) -> str:
-    return ".module" if isinstance(module, _WRAPPERS) else "._orig_mod"
-
-
-def check_example(example: Any) -> None:
-    """Raise UserError unless ``example`` holds tensors, each of them with something in it."""
-    found = tensors(example)
-    if not found:
-        raise UserError(
-            f"the example is a {type(example).__name__} without tensors; give one input of the model with a batch "
-            "axis, e.g. torch.zeros(1, 3, 32, 32), or a tuple or dict of tensors"
-        )
-    for tensor in found:
-        if not tensor.numel():
-            raise UserError(f"the example has a tensor of shape {tuple(tensor.shape)}; give a batch of at least one")
 
 
 def check_structures(space: Any, dense: Any, present: Any) -> None:
     """Raise UserError unless ``present`` chooses structures of ``space``, and that is the space of ``dense``."""
     check_space(space, dense)
+    check_present(space, present)
+
+
+def check_present(space: Any, present: Any) -> None:
+    """Raise UserError unless ``present`` chooses structures of ``space``."""
+    check_is_space(space)
     if not isinstance(present, Tensor) or present.dtype != torch.bool or present.shape != (len(space),):
         found = f"{present.dtype} {tuple(present.shape)}" if isinstance(present, Tensor) else type(present).__name__
         raise UserError(f"present is a {found}; give a bool tensor of shape ({len(space)},), e.g. space.full()")
 
 
+def check_values(space: Any, values: Any, name: str) -> None:
+    """Raise UserError unless ``values``, which the user knows as ``name``, has a number for every structure."""
+    check_is_space(space)
+    if not isinstance(values, Tensor) or values.shape != (len(space),):
+        found = f"tensor of shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise UserError(f"{name} is a {found}; give a tensor of shape ({len(space)},), a number for every structure")
+
+
 def check_space(space: Any, dense: Any) -> None:
     """Raise UserError unless ``space`` is the space of ``dense``."""
-    if not isinstance(space, Space):
-        raise UserError(f"the space is a {type(space).__name__}; give what discover(model, example) returned")
+    check_is_space(space)
     check_model(dense)
     tensors = dense.state_dict()
     for name, shape in space.shapes.items():
@@ -82,3 +46,9 @@ def check_space(space: Any, dense: Any) -> None:
                 f"this space is of another model: {name} has shape {shape} there, and {found} in this "
                 f"{type(dense).__name__}; give the model that was discovered, dense"
             )
+
+
+def check_is_space(space: Any) -> None:
+    """Raise UserError unless ``space`` is one."""
+    if not isinstance(space, Space):
+        raise UserError(f"the space is a {type(space).__name__}; give what discover(model, example) returned")

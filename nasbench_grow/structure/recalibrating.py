@@ -10,6 +10,7 @@ from torch import nn
 
 from nasbench_grow.base.calling import call
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.base.given import check_model
 
 
 def recalibrate(network: nn.Module, batches: Iterable[Any]) -> None:
@@ -25,6 +26,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Any]) -> None:
     Raises:
         UserError: there is no batch.
     """
+    check_model(network)
     norms = [
         module
         for module in network.modules()

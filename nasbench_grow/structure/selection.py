@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nasbench_grow.structure.given import check_is_space, check_values
 from nasbench_grow.structure.space import Space
 
 CostOfCounts = Callable[[list[int], list[bool]], float]
@@ -44,6 +45,8 @@ def select(
         structures that still fit are added, so the cost ends close below ``limit``. If not even one filter in every
         group fits, that smallest network is returned.
     """
+
+    check_values(space, keys, "keys")
 
     def cost_of(counts: list[int], layers: list[bool]) -> float:
         if cost is None:
@@ -167,6 +170,7 @@ def share_keys(space: Space, importance: Tensor) -> Tensor:
         space: the configuration space.
         importance: shape (structures,); only its order within each group counts.
     """
+    check_values(space, importance, "importance")
     keys = torch.full((len(space),), torch.inf)
     for group in space.groups:
         order = torch.argsort(importance[group.structures], descending=True, stable=True).cpu()
@@ -176,4 +180,5 @@ def share_keys(space: Space, importance: Tensor) -> Tensor:
 
 def uniform_keys(space: Space) -> Tensor:
     """Keys by which every group keeps the same share of its filters, the first ones, and every layer stays."""
+    check_is_space(space)
     return share_keys(space, torch.zeros(len(space)))

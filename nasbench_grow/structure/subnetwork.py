@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nasbench_grow.structure import attention, recurrent
+from nasbench_grow.structure.given import check_structures
 from nasbench_grow.structure.space import Space
 
 
@@ -28,7 +29,11 @@ def extract(space: Space, dense: nn.Module, present: Tensor) -> nn.Module:
 
     Returns:
         A module of the dense network's classes in its training mode; absent layers are ``nn.Identity``.
+
+    Raises:
+        UserError: ``space`` is of another model, or ``present`` no choice of its structures.
     """
+    check_structures(space, dense, present)
     network = skeleton(space, dense, present)
     replace_tensors(network, lambda name, tensor: _cut(space, present, name, tensor))
     fit(network, dense)
@@ -101,6 +106,7 @@ def fit(network: nn.Module, full: nn.Module) -> None:
 def absorb(space: Space, dense: nn.Module, present: Tensor, network: nn.Module) -> None:
     """Writes the weights and persistent buffers of the sub-network of ``present`` back into the dense
     network."""
+    check_structures(space, dense, present)
     tensors = dense.state_dict()
     for name, small in network.state_dict().items():
         _paste(space, present, name, tensors[name], small)
