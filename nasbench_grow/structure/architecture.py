@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.base.given import check_model, path_of
 from nasbench_grow.structure.subnetwork import fit
 from nasbench_grow.structure.widening import NEW, resample
 
@@ -33,6 +34,8 @@ def describe(network: nn.Module, full: nn.Module) -> str:
     Raises:
         UserError: ``network`` has modules or tensors that ``full`` does not have.
     """
+    check_model(network)
+    check_model(full)
     whole = _shapes(full)
     original = dict(full.named_modules())
     strange = [
@@ -77,7 +80,7 @@ def rebuild(text: str, full: nn.Module | None = None) -> nn.Module:
         wider = plan.get("wider", {})
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{text[:40]!r}... is not an architecture of format {FORMAT!r}; give what describe() gave"
+            f"{str(text)[:40]!r}... is not an architecture of format {FORMAT!r}; give what describe() gave"
         ) from error
     if full is None:
         if backbone is None:
@@ -85,6 +88,7 @@ def rebuild(text: str, full: nn.Module | None = None) -> nn.Module:
                 "this network's backbone is not a timm model; give a dense instance of it: load(path, model=...)"
             )
         full = _create(backbone, options)
+    check_model(full)
     network = copy.deepcopy(full)
     try:
         for path in removed:
@@ -115,7 +119,8 @@ def save(network: nn.Module, architecture: str, path: str | os.PathLike[str]) ->
     """
     from safetensors.torch import save_file
 
-    path = Path(path)
+    check_model(network)
+    path = path_of(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     if not path.parent.is_dir():
@@ -142,7 +147,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
     """
     from safetensors import SafetensorError, safe_open
 
-    if not Path(path).is_file():
+    if not path_of(path).is_file():
         raise UserError(f"no file {str(path)!r}; give a file that save() wrote")
     try:
         with safe_open(path, framework="pt") as file:
