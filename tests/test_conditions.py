@@ -82,7 +82,7 @@ def test_layers_behind_a_training_mode_that_cannot_be_examined_are_refused() -> 
             raise ValueError("give targets")
         return model.last(model.first(inputs).relu())
 
-    with pytest.raises(UserError, match="middle, extra may run in training, .*give targets"):
+    with pytest.raises(UserError, match=r"middle, extra may run in training, .*give targets"):
         discover(Layers(run), EXAMPLE)
 
 
@@ -274,7 +274,7 @@ def test_limits_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         return model.last(torch.stack([hidden] * 4, 1).sum(1))
 
     monkeypatch.setattr(dependencies, "MOST_JOINED", 3)
-    with pytest.raises(UserError, match="more than 3 tensors in one.*give a shorter one"):
+    with pytest.raises(UserError, match=r"more than 3 tensors in one.*give a shorter one"):
         discover(Layers(joins), EXAMPLE)
     monkeypatch.setattr(dependencies, "MOST_OPERATIONS", 3)
     with pytest.raises(UserError, match="more than 3 operations"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,10 +39,13 @@ def refused(message: str, act: Callable[[], Any]) -> None:
 
 # --- optimizers ---
 
-OPTIMIZERS = {
-    name: (lambda name: lambda net: getattr(torch.optim, name)(net.parameters(), lr=0.01))(name)
-    for name in "Adafactor Adagrad Adam ASGD NAdam RAdam Adamax RMSprop Adadelta Rprop".split()
-} | {
+
+def of(name: str) -> Callable[[nn.Module], torch.optim.Optimizer]:
+    return lambda net: getattr(torch.optim, name)(net.parameters(), lr=0.01)
+
+
+PLAIN = ("Adafactor", "Adagrad", "Adam", "ASGD", "NAdam", "RAdam", "Adamax", "RMSprop", "Adadelta", "Rprop")
+OPTIMIZERS = {name: of(name) for name in PLAIN} | {
     "fused": lambda net: torch.optim.Adam(net.parameters(), fused=True),
     "foreach": lambda net: torch.optim.AdamW(net.parameters(), foreach=True, amsgrad=True),
     "a part": lambda net: torch.optim.SGD(net[0].parameters(), lr=0.1, momentum=0.9),
@@ -167,7 +172,10 @@ def test_what_cannot_train_is_refused_before_training(make: Any, said: str) -> N
 
 def test_an_optimizer_of_another_network_is_refused() -> None:
     model = network()
-    refused("holds parameters of another network", lambda: grown(model, optimizer=lambda _: torch.optim.Adam(model.parameters())))
+    refused(
+        "holds parameters of another network",
+        lambda: grown(model, optimizer=lambda _: torch.optim.Adam(model.parameters())),
+    )
 
 
 def test_frozen_parts_stay_and_a_frozen_model_is_refused() -> None:
@@ -325,3 +333,12 @@ def test_a_budget_below_the_seed_names_what_holds_it_up() -> None:
         r"budget 0.01 is below the seed.*of its MACs most go to first 0.17 \(a part of the network mixes",
         lambda: grown(Held(), budget=0.01),
     )
+
+
+def test_the_snippets_of_the_page_run() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "own-training.md").read_text(encoding="utf-8")
+    shown: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(code, shown)
+    assert shown["grown"].macs <= 0.5 * shown["grown"].dense_macs
+    assert set(shown["space"].owners) >= {("towers.0.weight", 0), ("head.weight", 1)}
