@@ -1,4 +1,4 @@
-"""The numbers and functions that :func:`nasbench_grow.grow` is given: checked, in one line, before all else."""
+"""The numbers and functions that :func:`nasbench_grow.grow` is called with: checked, in one line, before all else."""
 
 from __future__ import annotations
 
