@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def run_words(results, **changes):
 def test_help_and_bad_words_answer_without_pytorch():
     program = (
         "import sys; from nasbench_grow import cli\n"
-        "for words in (['--help'], ['run', '--help'], ['rum']):\n"
+        "for words in (['--help'], ['--version'], ['run', '--help'], ['rum']):\n"
         "    try: cli.main(words)\n"
         "    except SystemExit as end: print('ended with', end.code)\n"
         "assert 'torch' not in sys.modules"
@@ -52,9 +53,10 @@ def test_help_and_bad_words_answer_without_pytorch():
     done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.splitlines() if line.startswith("ended with")] == [
-        "ended with 0", "ended with 0", "ended with 2",
+        "ended with 0", "ended with 0", "ended with 0", "ended with 2",
     ]  # fmt: skip
     assert "examples:" in done.stdout
+    assert f"nasbench-grow {metadata.version('nasbench-grow')}" in done.stdout.splitlines()
 
 
 def test_help_of_run_explains_settings_in_brackets_also_of_a_method_that_names_another(capsys):
