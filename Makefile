@@ -42,8 +42,9 @@ ablations: $(INSTALLED) ## write the tables of docs/ablations.md again
 pruning: $(INSTALLED) ## write the tables of docs/pruning.md again
 	$(BIN)/nasbench-grow report --results results/pruning --document docs/pruning.md
 
+# by stealing, the tests of a file mostly stay in one process and share what they set up
 test: $(INSTALLED) ## run the tests (two processes, offline)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: $(INSTALLED) ## check style, formatting and types
 	$(BIN)/ruff check .

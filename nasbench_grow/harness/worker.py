@@ -83,6 +83,7 @@ def work(connection: Connection, results: str, profile: str | None, threads: int
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the process that started this one decides
     signal.signal(signal.SIGTERM, _interrupt)
     torch.set_num_threads(threads)
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(threads))  # or torch.compile starts one a core, in each
     store = Store(results)
     tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, tasks), daemon=True).start()
@@ -125,4 +126,5 @@ def _receive(connection: Connection, tasks: queue.SimpleQueue[Task]) -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what ends a cell shall not be interrupted itself
     raise KeyboardInterrupt
