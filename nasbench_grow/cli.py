@@ -53,19 +53,21 @@ _REPRODUCE_EPILOG = """\
 Finished cells are passed over, interrupted ones go on after their last epoch, failed and diverged ones start again
 (unless memory was full or a process was killed: then they go on). A cell whose method has no meaning for its task or
 backbone is recorded as skipped, with the reason, and counts as done. A cell that fails is recorded with its error and
-the others go on. Several processes may share one folder.
+the others go on. Several processes may share one folder, and --jobs N starts as many: each runs one cell after
+another, on its share of the cores or beside the others on the GPU. A cell waits for the one that it begins with. Times
+of cells that ran beside others are kept, but not compared.
 
 examples:
   nasbench-grow reproduce --dry-run
   nasbench-grow reproduce --profile laptop --methods grow,uniform --results results
-  nasbench-grow reproduce --profile paper --setup cuda-bf16 --results results/gpu"""
+  nasbench-grow reproduce --profile paper --setup cuda-bf16 --results results/gpu --jobs 12"""
 
 _REPORT_EPILOG = """\
-Writes DIR/README.md, DIR/tables and DIR/figures. In FILE, what stands between the lines <!-- report:BLOCK:TABLE --> and
-<!-- /report:BLOCK:TABLE --> is written anew and the rest is left alone.
+Writes DIR/README.md, DIR/tables and DIR/figures, with --html DIR/report.html too. In FILE, what stands between the
+lines <!-- report:BLOCK:TABLE --> and <!-- /report:BLOCK:TABLE --> is written anew and the rest is left alone.
 
 examples:
-  nasbench-grow report
+  nasbench-grow report --html
   nasbench-grow report --results results/ablations --document docs/ablations.md"""
 
 
@@ -74,6 +76,16 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"nasbench-grow: error: {message} (see {self.prog} --help)\n")
+
+
+class _Version(argparse.Action):
+    """Prints the version of the installed package."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"nasbench-grow {version('nasbench-grow')}")
+        parser.exit()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     listing = _command(commands, "list", _list, "show what can be named in the other commands")
@@ -141,6 +154,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     many.add_argument("--setup", help="run them on this set-up, see nasbench-grow list setups (default: the profile's)")
     many.add_argument("--tasks", type=_names, metavar="A,B", help="only these tasks of the profile")
+    many.add_argument(
+        "--jobs",
+        type=_jobs,
+        default=1,
+        metavar="N",
+        help="run N cells at once, in N processes that share the machine's cores or its one GPU (default: 1)",
+    )
     _results(many)
     many.add_argument("--dry-run", action="store_true", help="list the cells and what they will cost, run nothing")
 
@@ -153,6 +173,11 @@ def _parser() -> argparse.ArgumentParser:
         default="grow",
         metavar="METHOD",
         help="compare every other method with this one, seed by seed (default: grow)",
+    )
+    report.add_argument(
+        "--html",
+        action="store_true",
+        help="write DIR/report.html as well: a page to sort, filter and hover on, one file that needs no network",
     )
     report.add_argument("--document", metavar="FILE", help="fill the marked blocks of this Markdown file as well")
 
@@ -183,6 +208,16 @@ def _names(text: str) -> list[str]:
     from nasbench_grow.contract.settings import split_list
 
     return [name.strip() for name in split_list(text) if name.strip()]
+
+
+def _jobs(text: str) -> int:
+    try:
+        jobs = int(text)
+    except ValueError:
+        jobs = 0
+    if jobs < 1:
+        raise argparse.ArgumentTypeError(f"invalid number of jobs {text!r}: give a whole number from 1")
+    return jobs
 
 
 def _budget(text: str) -> float | str:
@@ -254,7 +289,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    from nasbench_grow.harness import registry
+    from nasbench_grow.harness import jobs, registry
     from nasbench_grow.harness.reproduce import cells_of, reproduce
     from nasbench_grow.harness.store import Store
 
@@ -263,18 +298,22 @@ def _reproduce(arguments: argparse.Namespace) -> int:
         registry.usable_setup(arguments.setup)
     cells = cells_of(profile, arguments.methods, arguments.tasks, arguments.setup)
     if arguments.dry_run:
-        return _plan(cells, arguments.results)
-    outcome = reproduce(cells, Store(arguments.results), profile=profile.name)
+        return _plan(cells, arguments.results, arguments.jobs)
+    store = Store(arguments.results)
+    if arguments.jobs > 1:
+        outcome = jobs.reproduce(cells, store, arguments.jobs, profile=profile.name)
+    else:
+        outcome = reproduce(cells, store, profile=profile.name)
     counts = ", ".join(f"{count} {status}" for status, count in outcome.items() if count)
     print(f"{len(cells)} cells in {arguments.results}: {counts}")
     return OK if outcome["ok"] + outcome["skipped"] == len(cells) else FAILED
 
 
-def _plan(cells: Sequence[Cell], folder: str) -> int:
+def _plan(cells: Sequence[Cell], folder: str, jobs: int = 1) -> int:
     from nasbench_grow.harness.estimate import plan
     from nasbench_grow.harness.store import Store
 
-    print(plan(cells, Store(folder, repair=False)))
+    print(plan(cells, Store(folder, repair=False), jobs))
     return OK
 
 
@@ -283,7 +322,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
     with warnings.catch_warnings():
         warnings.showwarning = _warn  # type: ignore[assignment]
-        page, *others = report.write(arguments.results, arguments.reference, arguments.document)
+        page, *others = report.write(arguments.results, arguments.reference, arguments.document, html=arguments.html)
     print(f"{page} and {len(others)} other files")
     return OK
 

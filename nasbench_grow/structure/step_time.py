@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.interpolate import RegularGridInterpolator
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -314,6 +313,8 @@ def _interpolated(entry: Entry) -> Callable[[float, float], float]:
     for axis, timed in enumerate(widths):
         if len(timed) == 1:  # an axis that cannot shrink
             widths[axis], rising = np.append(timed, timed + 1), np.repeat(rising, 2, axis)
+    from scipy.interpolate import RegularGridInterpolator  # takes a second, which a list of names need not wait for
+
     between = RegularGridInterpolator(tuple(widths), rising)
 
     @cache
