@@ -6,6 +6,7 @@
 
 import pkgutil
 from importlib import import_module
+from typing import Any
 
 import timm
 from torch import nn
@@ -19,10 +20,11 @@ for _family in pkgutil.iter_modules(__path__, prefix=f"{__name__}."):
 __all__ = ["SUMMARIES", "create"]
 
 
-def create(name: str, num_classes: int, in_chans: int = 3) -> nn.Module:
+def create(name: str, num_classes: int | None, in_chans: int = 3, **options: Any) -> nn.Module:
     """A fresh network with random weights: one of ours, or any model that timm knows by ``name``.
 
-    It maps images (B, in_chans, H, W) to (B, num_classes) logits; those for other tasks say what they map.
+    It maps images (B, in_chans, H, W) to (B, num_classes) logits; those for other tasks say what they map. ``options``
+    are timm's.
 
     Raises:
         UserError: timm has no such model; the line names the nearest one.
@@ -30,4 +32,4 @@ def create(name: str, num_classes: int, in_chans: int = 3) -> nn.Module:
     if not timm.is_model(name):
         nearest = str(unknown("backbone", name, timm.list_models())).partition(" (known:")[0]
         raise UserError(f"{nearest} (known: {', '.join(sorted(SUMMARIES))}, or any name of timm.list_models())")
-    return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_chans)
+    return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_chans, **options)

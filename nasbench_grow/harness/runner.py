@@ -345,7 +345,7 @@ class Run:
         except UserError:  # a method may return what it likes; no other one can begin with it then
             return
         self.store.write_architecture(self.key, text)
-        self.store.write_weights(self.key, lambda path: save(network, text, path))
+        self.store.write_weights(self.key, lambda path: save(network, text, path, example=self.job.example))
 
     def _adaptive(self, example: torch.Tensor, batch_size: int) -> AdaptiveBatch | None:
         if not self.setup.adaptive:
