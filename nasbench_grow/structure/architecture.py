@@ -97,8 +97,8 @@ def rebuild(text: str, full: nn.Module | None = None) -> nn.Module:
     if full is None:
         if backbone is None:
             raise UserError(
-                "this network's backbone is not a timm model, or one that was changed after it was made; give a dense "
-                "instance of it: load(path, model=...)"
+                "this network's backbone, as it was made or changed, is not a timm model; give a dense instance of it: "
+                "load(path, model=...)"
             )
         try:
             full = origin.make(backbone, options, changes)
