@@ -6,7 +6,9 @@ import importlib.util
 import json
 import random
 import re
+import shlex
 import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +354,20 @@ def test_normalisation_and_size_are_the_models(photos: Path) -> None:
     assert task.normalisation.mean == (0.5, 0.5, 0.5)
     _, task = own_cell(OwnRun("test_vit", "photos", image_size=32, device="cpu"))
     assert task.input_shape == (3, 32, 32)
+
+
+def test_the_readmes_command_is_one_and_its_network_loads_as_it_says(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[1] / "README.md").read_text()
+    (command,) = re.findall(r"^nasbench-grow (grow .*)$", page, re.M)
+    (loading,) = (code for code in re.findall(r"```python\n(.*?)```", page, re.S) if "class_names" in code)
+    monkeypatch.setattr(onnx_file, "find_spec", lambda name: None)
+    small = ["--image-size", "16", "--epochs", "1", "--batch-size", "16", "--device", "cpu", "--method", "uniform"]
+    assert main([*shlex.split(command.replace("resnet50", "cifar_resnet20")), *small]) == 0
+    assert "model.onnx was not written: it needs onnx" in capsys.readouterr().out
+    exec(textwrap.dedent(loading), {})
+    assert capsys.readouterr().out == "['ant', 'bee', 'cow']\n"
 
 
 def test_own_images_can_be_made_without_the_command(photos: Path) -> None:

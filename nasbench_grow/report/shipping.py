@@ -24,6 +24,7 @@ from nasbench_grow.report.output import rendered, write_file
 from nasbench_grow.report.style import RC
 from nasbench_grow.report.training_figures import growth
 from nasbench_grow.structure.architecture import load, save
+from nasbench_grow.structure.widths import output_channels
 
 NETWORK, ONNX, CARD, HISTORY, PICTURE = "model.safetensors", "model.onnx", "README.md", "history.csv", "growth.png"
 MARK = "run.json"
@@ -85,7 +86,8 @@ def ship(
     save(network, text, folder / NETWORK, example=example, class_names=class_names)
     said.append(write_onnx(network, example, folder / ONNX))
     _write_history(store, key, folder / HISTORY)
-    pictured = _write_picture(store, record, folder / PICTURE)
+    full = output_channels(registry.build_backbone(cell.backbone, task))
+    pictured = _write_picture(store, record, full, folder / PICTURE)
     samples = len(load_data(cell.task, registry.setup(cell.setup).device, cell.train_samples).val)
     files = [path for path in (NETWORK, ONNX, HISTORY, PICTURE) if (folder / path).exists()]
     page = card(
@@ -113,8 +115,8 @@ def _write_history(store: Store, key: str, path: Path) -> None:
     write_file(path, table.merge(wide, on="epoch", how="left").to_csv(index=False).encode())
 
 
-def _write_picture(store: Store, record: Record, path: Path) -> bool:
-    """Cost and widths by epoch; False where the history says nothing of them."""
+def _write_picture(store: Store, record: Record, full: dict[str, int], path: Path) -> bool:
+    """Cost and widths by epoch, as shares of the ``full`` ones; False where the history says nothing of them."""
     cells = frames.load(store.root)
     (block,) = blocks_of(cells[cells["run_key"] == record["run_key"]])
 
@@ -122,7 +124,7 @@ def _write_picture(store: Store, record: Record, path: Path) -> bool:
         return frames.widths(store.root, keys)
 
     with matplotlib.rc_context(RC):
-        drawing = growth(block, record["method"], frames.histories(store.root, [record["run_key"]]), widths)
+        drawing = growth(block, record["method"], frames.histories(store.root, [record["run_key"]]), widths, full)
         if drawing is None:
             return False
         write_file(path, rendered(drawing.figure)["png"])

@@ -72,8 +72,20 @@ def _ask(network: nn.Module, inputs: Any, precision: str) -> list[dict[str, Any]
     random = np.random.RandomState(0)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        output = asked(_drawn(inputs, random, torch.double if precision == "double" else None))
+        output = _call(asked, _drawn(inputs, random, torch.double if precision == "double" else None))
     return [_summary(tensor) for tensor in _tensors(output)]
+
+
+def _call(network: nn.Module, inputs: Any) -> Any:
+    """A tuple holds what a network takes in order, a dict what it takes by keyword, unless it takes the thing whole."""
+    try:
+        if isinstance(inputs, tuple):
+            return network(*inputs)
+        if isinstance(inputs, dict):
+            return network(**inputs)
+    except TypeError:
+        pass
+    return network(inputs)
 
 
 def _summary(tensor: Tensor) -> dict[str, Any]:
