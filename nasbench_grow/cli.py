@@ -6,6 +6,7 @@ PyTorch is imported inside the commands, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shlex
@@ -19,6 +20,9 @@ from nasbench_grow.base.errors import UserError
 
 if TYPE_CHECKING:
     from nasbench_grow.harness.cell import Cell
+    from nasbench_grow.harness.record import Record
+    from nasbench_grow.harness.runner import Progress
+    from nasbench_grow.harness.store import Store
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -32,6 +36,7 @@ examples:
   nasbench-grow reproduce --profile smoke
   nasbench-grow run --method grow --task digits --backbone cifar_resnet20 --budget 0.5 --seed 0 --epochs 5
   nasbench-grow report
+  nasbench-grow grow --model resnet50 --data photos --budget 0.5 --epochs 90 --out small
 
 exit codes: 0 all went well (or was skipped with a reason), 1 a cell failed or diverged, 2 bad input, 130 interrupted"""
 
@@ -48,6 +53,20 @@ their defaults. `nasbench-grow list methods --json` has them all. A setting that
 examples:
   nasbench-grow run --method dense --task digits --backbone cifar_resnet20 --budget 1 --seed 0 --epochs 5
   nasbench-grow run --method grow --task cifar10 --backbone resnet18 --budget 0.25 --seed 1 --epochs 20 --json"""
+
+_GROW_EPILOG = """\
+FOLDER holds one sub-folder of images for each class, or `train` and `val` that do; where it is not divided, a share of
+each class is held out. OUT holds afterwards: model.safetensors (nasbench_grow.load reads it), model.onnx (with the
+extra `onnx`), README.md (what the network is, how good and how fast), history.csv, growth.png, and the folder `run`.
+An interrupted run goes on after its last epoch when the same command is given again, to the same result.
+
+A checkpoint fills the dense model with trained weights; each filter and layer that joins the growing network brings
+its own of them. Its last layer may have other classes: then that one starts afresh.
+
+examples:
+  nasbench-grow grow --model resnet50 --data photos --budget 0.5 --epochs 90 --out small
+  nasbench-grow grow --model my_models:tiny --data photos --image-size 64 --augmentation shift --out small
+  nasbench-grow grow --model vit_tiny_patch16_224 --data photos --checkpoint vit.pth --learning-rate 5e-3 --out s"""
 
 _REPRODUCE_EPILOG = """\
 Finished cells are passed over, interrupted ones go on after their last epoch, failed and diverged ones start again
@@ -93,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(words)
     previous = signal.signal(signal.SIGTERM, _terminate)
+    arguments.words = words
     try:
         return int(arguments.command(arguments))
     except UserError as error:
@@ -146,6 +166,38 @@ def _parser() -> argparse.ArgumentParser:
     _results(run)
     run.add_argument("--dry-run", action="store_true", help="say what the cell will cost, run nothing")
     run.add_argument("--json", action="store_true", help="print the record as the last line of stdout")
+
+    _ships(run)
+    run.add_argument("--save", metavar="DIR", help="write the network with its card, ONNX file and history to DIR")
+
+    own = _command(commands, "grow", _grow, "train a smaller network on a folder of images and ship it", _GROW_EPILOG)
+    own.add_argument("--model", required=True, help="a timm name, or module:function: the dense model")
+    own.add_argument("--data", required=True, metavar="FOLDER", help="the images, one sub-folder a class")
+    own.add_argument("--out", required=True, metavar="OUT", help="where the network and its card are written")
+    own.add_argument(
+        "--budget", type=float, default=0.5, help="share of the dense model's inference MACs (default: 0.5)"
+    )
+    own.add_argument("--epochs", type=int, default=90, metavar="E", help="passes over the images (default: 90)")
+    own.add_argument("--method", default="grow", help="see nasbench-grow list methods (default: grow)")
+    own.add_argument("--checkpoint", metavar="FILE", help="trained weights to start from, .safetensors or .pth")
+    own.add_argument("--batch-size", type=int, default=64, metavar="N", help="images in a step (default: 64)")
+    own.add_argument("--image-size", type=int, metavar="PX", help="side of what the model sees (default: the model's)")
+    own.add_argument(
+        "--learning-rate", type=float, metavar="R", help="the highest (default: 0.1 for 256 images, in proportion)"
+    )
+    own.add_argument(
+        "--augmentation",
+        default="crop",
+        help="crop, shift (small images), none, or a policy of timm's like rand-m9-mstd0.5 (default: crop)",
+    )
+    own.add_argument(
+        "--val-share", type=float, default=0.2, metavar="S", help="held out where there is no val folder (default: 0.2)"
+    )
+    own.add_argument(
+        "--seed", type=int, default=0, help="decides everything random, the held out images too (default: 0)"
+    )
+    own.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    _ships(own)
 
     many = _command(commands, "reproduce", _reproduce, "run every unfinished cell of a profile", _REPRODUCE_EPILOG)
     many.add_argument("--profile", default="laptop", help="see nasbench-grow list profiles (default: laptop)")
@@ -204,6 +256,12 @@ def _results(parser: _Parser) -> None:
     parser.add_argument("--results", default="results", metavar="DIR", help="results folder (default: results)")
 
 
+def _ships(parser: _Parser) -> None:
+    parser.add_argument(
+        "--tensorboard", metavar="DIR", help="write loss, metric, MACs and widths there for TensorBoard"
+    )
+
+
 def _names(text: str) -> list[str]:
     from nasbench_grow.contract.settings import split_list
 
@@ -259,9 +317,9 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from nasbench_grow.harness.cell import DEFAULT_SETUP, make_cell
-    from nasbench_grow.harness.progress import describe
+    from nasbench_grow.harness.progress import describe, epoch_bar
     from nasbench_grow.harness.record import is_settled
-    from nasbench_grow.harness.reproduce import run_one, with_sources
+    from nasbench_grow.harness.reproduce import with_sources
     from nasbench_grow.harness.store import Store
 
     given = {name: getattr(arguments, name) for name in ("epochs", "setup") if getattr(arguments, name) is not None}
@@ -279,12 +337,70 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"{cell.method} ignores the budget: run at budget 1", file=sys.stderr)
     if arguments.dry_run:
         return _plan(with_sources([cell]), arguments.results)
-    record = run_one(cell, Store(arguments.results))
+    store = Store(arguments.results)
+    if arguments.save:
+        from nasbench_grow.report.shipping import check_free, ship  # imports pandas and matplotlib
+
+        check_free(arguments.save, cell)
+    with epoch_bar(cell) as tell:
+        record = _followed(cell, store, tell, arguments.tensorboard)
+    if arguments.save and record["status"] == "ok":
+        for line in ship(cell, store, arguments.save, command=["nasbench-grow", *arguments.words]):
+            print(line, file=sys.stderr)
     if arguments.json:
         print(json.dumps(record))
     else:
         print(f"{cell}: {describe(record)}")
         print(f"record: {os.path.join(arguments.results, 'records', record['run_key'])}.json")
+    return OK if is_settled(record) else FAILED
+
+
+def _followed(cell: Cell, store: Store, tell: Progress, tensorboard: str | None) -> Record:
+    """The record of a cell, whose epochs are told to a person and, if wanted, to TensorBoard."""
+    from nasbench_grow.harness.board import board
+    from nasbench_grow.harness.reproduce import run_one
+
+    if tensorboard is None:
+        return run_one(cell, store, progress=tell)
+    with board(tensorboard) as write:
+        told = 0
+
+        def both(entry: dict[str, Any]) -> None:
+            nonlocal told
+            told += 1
+            tell(entry)
+            write(entry)
+
+        record = run_one(cell, store, progress=both)
+        for entry in [] if told else store.history(cell.run_key()):  # it was finished before
+            write(entry)
+    return record
+
+
+def _grow(arguments: argparse.Namespace) -> int:
+    from nasbench_grow.harness import dense
+    from nasbench_grow.harness.own_cell import OwnRun, own_cell
+    from nasbench_grow.harness.progress import describe, epoch_lines
+    from nasbench_grow.harness.record import is_settled
+    from nasbench_grow.harness.store import Store
+    from nasbench_grow.report.shipping import CARD, check_free, ship
+
+    asked = OwnRun(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(OwnRun)})
+    cell, task = own_cell(asked)
+    folder = check_free(arguments.out, cell)
+    if cell.budget != asked.budget:
+        print(f"{cell.method} ignores the budget: run at budget 1", file=sys.stderr)
+    print(f"{asked.data}: {task.summary}", file=sys.stderr)
+    store = Store(folder / "run")
+    macs = dense.macs(cell.backbone, cell.task)
+    with epoch_lines(cell, macs, lambda accuracy: f"accuracy {accuracy:.1%}") as tell:
+        record = _followed(cell, store, tell, arguments.tensorboard)
+    print(describe(record))
+    if record["status"] == "ok":
+        command = ["nasbench-grow", *arguments.words]
+        for line in ship(cell, store, folder, class_names=task.class_names, command=command):
+            print(line)
+        print(f"card: {folder / CARD}")
     return OK if is_settled(record) else FAILED
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,10 +53,13 @@ class Grown:
     """MACs that training the dense model on the same batches would have taken."""
     history: list[dict[str, Any]]
     """An entry an epoch: epoch, loss, target and cost (shares of the dense one), output channels of every layer."""
+    example: Any = None
+    """The input that it was grown with: :meth:`save` keeps what the network answers to one like it."""
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes weights and architecture to one safetensors file; :func:`nasbench_grow.load` reads it back."""
-        return save(self.network, self.architecture, path)
+    def save(self, path: str | os.PathLike[str], *, class_names: Sequence[str] = ()) -> Path:
+        """Writes weights, architecture and the names of the classes to one safetensors file, which
+        :func:`nasbench_grow.load` reads back; it refuses to give a network that computes anything else."""
+        return save(self.network, self.architecture, path, example=self.example, class_names=class_names)
 
 
 def grow(
@@ -182,6 +185,7 @@ def grow(
         train_macs=job.meter.total,
         dense_train_macs=3 * dense_macs * meter.samples,
         history=history,
+        example=example,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -15,6 +15,7 @@ from nasbench_grow.harness.record import Record
 from nasbench_grow.harness.runner import Progress
 
 _FORMAT = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]"
+_BARE = "{desc} {n_fmt}/{total_fmt} {percentage:3.0f}%|{bar:20}|{postfix}"
 
 
 @contextmanager
@@ -22,6 +23,32 @@ def epoch_bar(cell: Cell) -> Iterator[Progress]:
     """A bar over the epochs of one cell (terminals only); gives the function to call with each history entry."""
     with _epochs(cell) as bar:
         yield lambda entry: _advance(bar, entry)
+
+
+@contextmanager
+def epoch_lines(cell: Cell, dense_macs: int, metric: Callable[[float], str]) -> Iterator[Progress]:
+    """What one training says of each epoch: on a bar (terminals), or in a line each.
+
+    Args:
+        cell: what is run.
+        dense_macs: forward MACs of its dense network.
+        metric: a recorded validation metric in words.
+    """
+    with tqdm(
+        total=cell.epochs, desc="epochs", unit="epoch", leave=False, disable=None, bar_format=_BARE, file=sys.stderr
+    ) as bar:
+
+        def advance(entry: dict[str, Any]) -> None:
+            # counted over all of the run, also where it was taken up again
+            left = entry["wall_s"] / entry["epoch"] * max(0, cell.epochs - entry["epoch"])
+            state = f"loss {entry['loss']:.3f}, {metric(entry['val_metric'])}, MACs {entry['macs'] / dense_macs:.2f}"
+            line = f"{state} of dense, about {duration(left)} left"
+            bar.set_postfix_str(line, refresh=False)
+            bar.update()
+            if bar.disable:
+                print(f"epoch {entry['epoch']}/{cell.epochs}: {line}", file=sys.stderr)
+
+        yield advance
 
 
 class CellsBar:

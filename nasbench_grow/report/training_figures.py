@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -94,12 +94,21 @@ def _curve(axes: Axes, found: pd.DataFrame, look: Look, place: int) -> None:
     axes.fill_between(found.index, found["min"], found["max"], color=look.colour, alpha=0.08, linewidth=0)
 
 
-def growth(block: Block, method: str, histories: pd.DataFrame, widths: Widths) -> Drawing | None:
+def growth(
+    block: Block, method: str, histories: pd.DataFrame, widths: Widths, dense_widths: Mapping[str, int] | None = None
+) -> Drawing | None:
     """The cost against its target, and the width of every layer as a heat map, by epoch: a column for each budget (its
-    first seed)."""
+    first seed).
+
+    ``dense_widths`` are those of the dense network; None: of the block's dense run or, without one, the largest seen.
+    """
     cells = block.of(method).sort_values("seed").drop_duplicates("budget").sort_values("budget")
     dense = list(block.of("dense")["run_key"][:1])
     seen = widths([*cells["run_key"], *dense])
+    if dense_widths is not None:
+        dense = ["dense"]
+        rows = [("dense", 0, layer, width) for layer, width in dense_widths.items()]
+        seen = pd.concat([pd.DataFrame(rows, columns=seen.columns), seen], ignore_index=True)
     cells = cells[cells["run_key"].isin(seen["run_key"])]
     if cells.empty:
         return None
