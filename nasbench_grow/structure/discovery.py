@@ -2,7 +2,9 @@
 
 Torch-Pruning's dependency graph says which entries of which tensors must leave together; from its answer every entry
 gets an owner. Grouped convolutions and group normalisations tie the channels of one of their groups into one filter.
-What the model does not survive (shown by running it) is fixed, with the reason.
+What the model does not survive (shown by running it) is fixed, with the reason. Where something but the output is, the
+operations of a forward pass are asked (:mod:`nasbench_grow.structure.following`), and the space that can grow more of
+the network is taken.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from nasbench_grow.structure.recurrent import (
     unit_axes,
     with_stand_ins,
 )
+from nasbench_grow.structure.subnetwork import detach_kept
 from nasbench_grow.structure.space import Axis, ChannelGroup, Layer, Space, WeightCost
 
 if TYPE_CHECKING:
@@ -49,6 +52,9 @@ MAKERS = (CONVS, nn.Linear, nn.Embedding, RECURRENT)
 SLICEABLE = (*NORMS, *MAKERS, nn.PReLU)
 NO_DIMENSION = -1
 """Number of a dimension that no tensor has: the inputs of a grouped convolution, the outputs of a recurrent layer."""
+OUTPUT = "its channels are the model's output"
+FIXED = 0
+"""The number of the entries that always stay."""
 
 
 def discover(model: nn.Module, example: Tensor) -> Space:
@@ -61,15 +67,54 @@ def discover(model: nn.Module, example: Tensor) -> Space:
     Raises:
         UserError: the model cannot be traced, or two of its modules share a weight.
     """
-    from nasbench_grow.structure.exactness import unfaithful
+    from nasbench_grow.structure.following import followed
 
-    _refuse_shared_weights(model)
+    detach_kept(model)
     dense_macs = count_macs(model, example)
     probe, example = _probe(model, example)
-    couplings = _Couplings(probe)
-    couplings.trace(example)
     blocks, plain = removable_layers(probe, example)
-    rates = _rates(probe, example)
+    graph: Space | UserError
+    try:
+        if has_tied_weights(probe):
+            raise UserError("two of its modules have one weight")
+        graph = _by_graph(probe, example, blocks, plain, dense_macs)
+    except DEVICE_ERRORS:
+        raise
+    except UserError as error:
+        graph = error
+    except Exception as error:  # a kind of layer that the graph does not know
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        graph = UserError(f"cannot find what is coupled in {type(model).__name__}: {reason}; give a simpler model")
+    else:
+        if all(reason == OUTPUT or name.startswith("layer ") for name, reason in graph.fixed.items()):
+            return graph
+    try:
+        flow = followed(probe, example, blocks, plain, dense_macs)
+    except DEVICE_ERRORS:
+        raise
+    except Exception:
+        if isinstance(graph, UserError):
+            raise graph from None
+        return graph
+    if isinstance(graph, Space) and _rank(graph) <= _rank(flow):
+        return graph
+    return flow
+
+
+def _rank(space: Space) -> tuple[int, int]:
+    """The lower, the more of a network can grow: by MACs, then by filters."""
+    return space.macs(space.seed()), -space.filters
+
+
+def _by_graph(
+    probe: nn.Module, example: Tensor, blocks: list[Layer], plain: list[Layer], dense_macs: int
+) -> Space:
+    """The space that the dependency graph gives, without what the network does not survive."""
+    from nasbench_grow.structure.exactness import unfaithful
+
+    couplings = Couplings(probe)
+    couplings.trace(example)
+    rates = weight_rates(probe, example) | _attention_rates(probe, example)
     rejected: dict[str, str] = {}
     while True:
         space = couplings.space(blocks, plain, rates, dense_macs, rejected)
@@ -79,15 +124,10 @@ def discover(model: nn.Module, example: Tensor) -> Space:
         rejected |= {name.partition("#")[0]: reason for name, reason in reasons.items()}
 
 
-def _refuse_shared_weights(model: nn.Module) -> None:
-    """A weight with two names would be cut twice, in two ways."""
-    first: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        other = first.setdefault(id(parameter), name)
-        if other != name:
-            raise UserError(
-                f"{other} and {name} are one tensor: a model with shared weights cannot be grown; untie them"
-            )
+def has_tied_weights(model: nn.Module) -> bool:
+    """Whether two modules have one parameter (a module with two names is one module)."""
+    owned = [id(each) for module in model.modules() for each in module._parameters.values() if each is not None]
+    return len(set(owned)) < len(owned)
 
 
 def _probe(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:
@@ -110,7 +150,7 @@ def _probe(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:
     return probe, example
 
 
-class _Couplings:
+class Couplings:
     """Numbers every entry of every axis and joins those that must leave together."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -119,7 +159,7 @@ class _Couplings:
         self.shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         self.offsets: dict[Axis, int] = {}
         self.lengths: dict[Axis, int] = {}
-        self.total = 0
+        self.total = 1  # the first number is FIXED
         self.rows: list[np.ndarray] = []
         self.columns: list[np.ndarray] = []
         self.roots: dict[str, np.ndarray] = {}
@@ -127,6 +167,7 @@ class _Couplings:
         self.fixed: dict[str, str] = {}
         self.consumers: dict[Axis, None] = {}
         self.late: list[Axis] = []
+        self.second_names = _second_names(model)
 
     def trace(self, example: Tensor) -> None:
         """Reads every dependency group of the model."""
@@ -151,7 +192,7 @@ class _Couplings:
         names = {id(module): name for name, module in originals if name in self.modules}
         names |= {id(parameter): name for name, parameter in traced.named_parameters()}
         for name in _makers_of_output(self.model, example):
-            self.fixed[name] = "its channels are the model's output"
+            self.fixed[name] = OUTPUT
         for name, module in self.modules.items():
             self._tie(name, module)
         for name, attention in attentions.items():
@@ -271,12 +312,13 @@ class _Couplings:
         labels = self._components()
         fixed = {**self.fixed, **rejected}
         stuck = {int(label) for name in fixed.keys() & self.roots.keys() for label in labels[self.roots[name]]}
+        stuck.add(int(labels[FIXED]))
         touched: dict[int, list[Axis]] = defaultdict(list)
         for axis, offset in self.offsets.items():
             for label in np.unique(labels[offset : offset + self.lengths[axis]]):
                 touched[int(label)].append(axis)
         families: dict[tuple[Axis, ...], dict[int, str]] = defaultdict(dict)
-        for root in sorted(self.roots, key=self.order.__getitem__):
+        for root in sorted(self.roots, key=self._place):
             for label in labels[self.roots[root]].tolist():
                 if label not in stuck:
                     families[tuple(touched[label])].setdefault(label, root)
@@ -287,8 +329,18 @@ class _Couplings:
         consumers = [axis for axis in self.consumers if axis in owners]
         costs = [WeightCost(rate, axes, _enclosing(layers, None, [axes[0][0]])) for axes, rate in rates.items()]
         space = Space(groups, layers, owners, self._gated(owners), consumers, fixed, self.shapes, costs)
+        self._complete(space, labels)
+        for name, first in self.second_names.items():
+            owners |= {(name, dim): owner for (named, dim), owner in owners.items() if named == first}
         space.constant_macs = dense_macs - space.macs(space.full())
         return space
+
+    def _complete(self, space: Space, labels: np.ndarray) -> None:
+        """Adds what only some couplings know."""
+
+    def _place(self, root: str) -> int:
+        """Where a root, a module or a parameter of one, stands among the modules."""
+        return self.order[root] if root in self.order else self.order[root.rpartition(".")[0]]
 
     def _components(self) -> np.ndarray:
         """Number of the joined set that each entry belongs to."""
@@ -369,6 +421,14 @@ class _Couplings:
         return norms + bare + taken_in
 
 
+def _second_names(model: nn.Module) -> dict[str, str]:
+    """The second, third, ... name of every tensor that has several, with its first."""
+    first: dict[int, str] = {}
+    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    names = {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
+    return {name: other for name, other in names.items() if name != other}
+
+
 def _output_axes(name: str, module: nn.Module) -> Iterator[Axis]:
     """The axes of a module's tensors that run along its output channels."""
     if isinstance(module, RECURRENT):
@@ -428,9 +488,9 @@ def _makers_of_output(model: nn.Module, example: Tensor) -> list[str]:
     return [name for name, tensor in outputs.items() if tensor.data_ptr() in last]
 
 
-def _rates(model: nn.Module, example: Tensor) -> dict[tuple[Axis, ...], float]:
-    """MACs, from the one counter, per pair of output and input entry of every weight that multiplies, and per feature
-    of every attention layer's heads; by the axes along which those run."""
+def weight_rates(model: nn.Module, example: Tensor) -> dict[tuple[Axis, ...], float]:
+    """MACs, from the one counter, per pair of output and input entry of every weight that multiplies; by the axes along
+    which those run."""
     rates: dict[tuple[Axis, ...], float] = {}
     modules = dict(model.named_modules())
     for name, macs in macs_by_module(model, example).items():
@@ -439,6 +499,14 @@ def _rates(model: nn.Module, example: Tensor) -> dict[tuple[Axis, ...], float]:
             weights = {key: weight.shape[:2].numel() for key, weight in module.named_parameters() if weight.ndim > 1}
             pairs = {key: ((f"{name}.{key}", 0), (f"{name}.{key}", 1)) for key in weights}
             rates |= {pairs[key]: macs / sum(weights.values()) for key in weights}
-        elif module is not None and is_attention(module):
-            rates[(features_axis(name),)] = macs / module.proj.weight.shape[1]
     return rates
+
+
+def _attention_rates(model: nn.Module, example: Tensor) -> dict[tuple[Axis, ...], float]:
+    """MACs per feature of every attention layer's heads."""
+    modules = dict(model.named_modules())
+    return {
+        (features_axis(name),): macs / modules[name].proj.weight.shape[1]  # type: ignore[union-attr,operator]
+        for name, macs in macs_by_module(model, example).items()
+        if name in modules and is_attention(modules[name])
+    }

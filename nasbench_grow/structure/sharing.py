@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from nasbench_grow.structure.recurrent import RECURRENT
 from nasbench_grow.structure.space import Space
-from nasbench_grow.structure.subnetwork import carry_state, fit, replace_tensors, skeleton
+from nasbench_grow.structure.subnetwork import carry_state, fit, replace_tensors, set_attributes, skeleton
 
 KEPT_PATHS = 64
 """Paths whose modules are kept for their next step; then the oldest goes."""
@@ -89,6 +89,7 @@ class _Path:
         made |= {buffer.name: buffer().clone() for buffer in buffers}
         replace_tensors(self.network, lambda name, _: made[name])
         fit(self.network, dense)
+        set_attributes(space, present, self.network)
 
     def __call__(self, inputs: Any) -> Any:
         for module, original in self.modules:

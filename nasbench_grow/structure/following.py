@@ -1,0 +1,227 @@
+"""The configuration space of a model, from what :class:`~nasbench_grow.structure.flow.Flow` saw of a forward pass.
+
+What the network does not survive is tried in other ways before it is fixed: channels leave along another dimension at
+the sites that were in it, then with the output of the modules around them as wide as their input.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nasbench_grow.structure.discovery import FIXED, NO_DIMENSION, Couplings, weight_rates
+from nasbench_grow.structure.flow import Flow, Site, Vector, size_attributes
+from nasbench_grow.structure.recurrent import RECURRENT, input_axes, outputs, with_stand_ins
+from nasbench_grow.structure.space import Axis, Layer, Space, WeightCost
+
+_STAND_IN = ".stand_in.weight"
+
+
+def followed(probe: nn.Module, example: Tensor, blocks: list[Layer], plain: list[Layer], dense_macs: int) -> Space:
+    """The space of all that can leave, as far as it was seen.
+
+    Args:
+        probe: a copy of the model on which wrong couplings show.
+        example: a batch for it.
+        blocks, plain: its removable layers.
+        dense_macs: what it costs.
+    """
+    from nasbench_grow.structure.exactness import unfaithful
+
+    rates = weight_rates(probe, example)
+    rates = {axes: rate for axes, rate in rates.items() if isinstance(probe.get_submodule(_path(axes)), RECURRENT)}
+    choices: dict[str, int] = defaultdict(int)
+    ties: set[str] = set()
+    rejected: dict[str, str] = {}
+    while True:
+        couplings = FlowCouplings(probe)
+        couplings.follow(example, choices, ties)
+        if couplings.picks(choices):
+            continue
+        space = couplings.space(blocks, plain, rates, dense_macs, rejected)
+        reasons = unfaithful(space, probe, example)
+        if not reasons:
+            return space
+        inside = couplings.sites_of(space, reasons)
+        if not _try_otherwise(inside, choices, ties):
+            rejected |= {name.partition("#")[0]: reason for name, reason in reasons.items()}
+
+
+def _try_otherwise(sites: list[Site], choices: dict[str, int], ties: set[str]) -> bool:
+    """Goes on to the next option of some sites or, after their last one, to the first with the modules tied; whether
+    there was anything to try."""
+    for kind in (True, False):  # which attribute counts what, before the dimension
+        ready = {site.name: site.options for site in sites if ("/=" in site.name) == kind}
+        further = [name for name, options in ready.items() if choices[name] + 1 < options]
+        if further:
+            choices.update({name: choices[name] + 1 for name in further})
+            if not kind:
+                choices.update({site.name: 0 for site in sites if "/=" in site.name})
+            return True
+    tried = False
+    for site in sites:
+        module, _, number = site.name.rpartition("/")
+        if module not in ties and not number.startswith("="):
+            ties.add(module)
+            tried = True
+    if tried:
+        choices.update({site.name: 0 for site in sites})
+    return tried
+
+
+class FlowCouplings(Couplings):
+    """Couplings read off the operations of a forward pass."""
+
+    def follow(self, example: Tensor, choices: dict[str, int], ties: set[str]) -> None:
+        """Runs the model once and notes what leaves together.
+
+        Args:
+            example: a batch; its first sample is used.
+            choices: the option to take at each site.
+            ties: modules whose output is as wide as their input.
+        """
+        for name, module in self.modules.items():
+            if isinstance(module, RECURRENT):
+                self._tie(name, module)
+        traced = with_stand_ins(self.model).eval()
+        for name, module in self.modules.items():
+            if isinstance(module, RECURRENT):
+                traced.get_submodule(f"{name}.stand_in").bias = None
+        self.flow = flow = Flow(traced, self._numbers, self._join, choices, ties)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            flow.run(example[:1])
+        for root, vector in flow.roots.items():
+            self.roots[_module_of(root)] = vector
+        for axis in flow.taken_in:
+            self.consumers |= dict.fromkeys(self._axes(*axis))
+
+    def _axes(self, name: str, dim: int) -> list[Axis]:
+        """The axes of the model that a dimension of a tensor that was run stands for."""
+        if name.endswith(_STAND_IN):
+            name = name.removesuffix(_STAND_IN)
+            layer = self.modules[name]
+            assert isinstance(layer, RECURRENT)
+            return list(input_axes(name, layer)) if dim else [(f"{name}.weight_hh_l0", NO_DIMENSION)]
+        return [(name, dim)]
+
+    def _numbers(self, name: str, dim: int) -> Vector:
+        axes = self._axes(name, dim)
+        numbers = [self._ids(axis, range(self._length(axis))) for axis in axes]
+        for other in numbers[1:]:
+            self._join(numbers[0], other)
+        return numbers[0]
+
+    def space(
+        self,
+        blocks: list[Layer],
+        plain: list[Layer],
+        rates: dict[tuple[Axis, ...], float],
+        dense_macs: int,
+        rejected: dict[str, str],
+    ) -> Space:
+        """The space in which every joined set of entries is one filter, without the rejected groups and layers."""
+        labels = self._components()
+        sites = {int(label) for site in self.flow.sites for label in labels[site.vector]} - {int(labels[FIXED])}
+        self.late += [
+            axis for axis in self.consumers if axis in self.offsets and sites.intersection(labels[self._all(axis)].tolist())
+        ]
+        self.fixed |= self._reasons(labels)
+        return super().space(blocks, plain, rates, dense_macs, rejected)
+
+    def _complete(self, space: Space, labels: np.ndarray) -> None:
+        """Adds the attributes that count what shrinks, and the costs of products outside of layers."""
+        self.structure = _structures(self, space, labels)
+        space.attributes = {
+            (path, key, place): torch.from_numpy(owner)
+            for path, key, place, vector in size_attributes(self.flow)
+            if ((owner := self.structure[vector]) >= 0).any()
+        }
+        space.costs += list(self._products(space))
+
+    def _all(self, axis: Axis) -> Vector:
+        return self.offsets[axis] + np.arange(self.lengths[axis])
+
+    def _reasons(self, labels: np.ndarray) -> dict[str, str]:
+        """Why modules whose channels all stay do so."""
+        stays = labels[FIXED]
+        because = {int(each): reason for vector, reason in reversed(self.flow.reasons) for each in vector}
+        reasons = {}
+        for root, vector in self.roots.items():
+            if (labels[vector] == stays).all():
+                known = [because[int(each)] for each in vector if int(each) in because]
+                reasons[root] = known[0] if known else "it is coupled to channels that always stay"
+        return reasons
+
+    def _products(self, space: Space) -> Iterable[WeightCost]:
+        """The costs of all products but those of recurrent layers."""
+        axes: dict[tuple[tuple[int, int], ...], tuple[Axis, int]] = {}
+        for axis, owner in space.owners.items():
+            form, times = _form(owner.numpy())
+            axes.setdefault(form, (axis, times))
+        for product in self.flow.products:
+            if product.module.endswith(".stand_in"):  # a recurrent layer's products are known otherwise
+                continue
+            along: list[Axis] = []
+            rate = float(product.macs)
+            for vector in product.vectors:
+                owner = self.structure[vector]
+                if (owner >= 0).any():
+                    form, _ = _form(owner)
+                    if form in axes:
+                        along.append(axes[form][0])
+                        rate /= len(space.owners[axes[form][0]])
+            layer = next((index for index, layer in enumerate(space.layers) if layer.holds(product.module)), None)
+            if along or layer is not None:
+                yield WeightCost(rate, tuple(along), layer)
+
+    def picks(self, choices: dict[str, int]) -> bool:
+        """Goes on to the next option of the sites from whose dimension single entries are picked (queries, keys and
+        values); whether there were any."""
+        labels = self._components()
+        picked = {int(labels[vector[0]]) for vector in self.flow.picked}
+        names = [
+            site.name
+            for site in self.flow.sites
+            if choices[site.name] + 1 < site.options and picked.intersection(labels[site.vector].tolist())
+        ]
+        choices.update({name: choices[name] + 1 for name in names})
+        return bool(names)
+
+    def sites_of(self, space: Space, reasons: Iterable[str]) -> list[Site]:
+        """The sites whose entries are filters of some groups."""
+        bad = {number for group in space.groups if group.name in reasons for number in range(group.start, group.start + group.size)}
+        return [site for site in self.flow.sites if bad.intersection(self.structure[site.vector].tolist())]
+
+
+def _form(owner: np.ndarray) -> tuple[tuple[tuple[int, int], ...], int]:
+    """How often each structure owns an entry, divided by what all counts have in common; and that divisor."""
+    counts = Counter(owner.clip(min=-1).tolist())
+    common = math.gcd(*counts.values())
+    return tuple(sorted((number, count // common) for number, count in counts.items())), common
+
+
+def _structures(couplings: Couplings, space: Space, labels: np.ndarray) -> np.ndarray:
+    """The structure that owns every entry, -1 where none does; shape (entries,)."""
+    by_label = np.full(int(labels.max()) + 1, -1, dtype=np.int64)
+    for axis, offset in couplings.offsets.items():
+        if axis in space.owners:
+            by_label[labels[offset : offset + couplings.lengths[axis]]] = space.owners[axis].numpy()
+    return by_label[labels]
+
+
+def _path(axes: tuple[Axis, ...]) -> str:
+    return axes[0][0].rpartition(".")[0]
+
+
+def _module_of(root: str) -> str:
+    """The name of a root, without what a stand-in or a reparametrization adds."""
+    for mark in (".stand_in", ".parametrizations.", ".weight_v", ".weight_orig"):
+        root = root.partition(mark)[0]
+    return root
