@@ -25,6 +25,7 @@ from nasbench_grow.structure.architecture import describe, save
 from nasbench_grow.structure.discovery import discover
 from nasbench_grow.structure.space import Space
 from nasbench_grow.structure.step_time import StepTime, Timing, share_of_dense
+from nasbench_grow.structure.subnetwork import detach_kept
 from nasbench_grow.structure.widths import output_channels
 
 
@@ -99,6 +100,7 @@ def grow(
     if granularity < 1:
         raise UserError(f"granularity {granularity} is below 1; give the multiple to round widths to, or 1")
     device = next((parameter.device for parameter in model.parameters()), example.device)
+    detach_kept(model)
     dense, example = copy.deepcopy(model), example.to(device)
     settings = SamplingSettings() if settings is None else settings
     check_kind(settings)

@@ -1,7 +1,7 @@
 """A network's architecture as text, and back: no pickle, and no class instance is needed where timm made the original.
 
-The text is JSON: which timm model it was made from, which layers are gone, the shape of every tensor that changed and,
-of those that became longer, the shape that they had.
+The text is JSON: which timm model it was made from, which layers are gone, the shape of every tensor that changed, of
+those that became longer the shape that they had, and attributes that count what has shrunk.
 A saved network is one safetensors file with this text in its header.
 """
 
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.structure.subnetwork import fit
+from nasbench_grow.structure import attributes
+from nasbench_grow.structure.subnetwork import detach_kept, fit
 from nasbench_grow.structure.widening import NEW, resample
 
 FORMAT = "nasbench-grow 1"
@@ -51,6 +52,9 @@ def describe(network: nn.Module, full: nn.Module) -> str:
     ]
     changed = {name: shape for name, shape in _shapes(network).items() if shape != whole[name]}
     plan = {"format": FORMAT, **_origin(full), "removed": removed, "shapes": changed}
+    sizes = attributes.changed(network, full)
+    if sizes:
+        plan["attributes"] = sizes
     wider = {name: whole[name] for name, shape in changed.items() if _is_longer(shape, whole[name])}
     if wider:
         plan["wider"] = wider
@@ -74,7 +78,7 @@ def rebuild(text: str, full: nn.Module | None = None) -> nn.Module:
         backbone, options, removed, shapes = (plan[key] for key in ("backbone", "options", "removed", "shapes"))
         if plan["format"] != FORMAT:
             raise ValueError(plan["format"])
-        wider = plan.get("wider", {})
+        wider, sizes = plan.get("wider", {}), plan.get("attributes", {})
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{text[:40]!r}... is not an architecture of format {FORMAT!r}; give what describe() gave"
@@ -85,6 +89,7 @@ def rebuild(text: str, full: nn.Module | None = None) -> nn.Module:
                 "this network's backbone is not a timm model; give a dense instance of it: load(path, model=...)"
             )
         full = _create(backbone, options)
+    detach_kept(full)
     network = copy.deepcopy(full)
     try:
         for path in removed:
@@ -104,6 +109,12 @@ def rebuild(text: str, full: nn.Module | None = None) -> nn.Module:
             f"the architecture does not fit {type(full).__name__}: {error}; give the model it came from"
         ) from error
     fit(network, full)
+    try:
+        attributes.put(network, sizes)
+    except (AttributeError, TypeError) as error:
+        raise UserError(
+            f"the architecture does not fit {type(full).__name__}: {error}; give the model it came from"
+        ) from error
     return network
 
 

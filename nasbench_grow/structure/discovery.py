@@ -22,16 +22,16 @@ from torch import Tensor, nn
 
 from nasbench_grow.base.devices import DEVICE_ERRORS
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.cost.macs import count_macs, macs_by_module
+from nasbench_grow.cost.macs import count_macs
 from nasbench_grow.structure.attention import (
     Attention,
     attention_layers,
     bridge_heads,
     features_axis,
     head_axes,
-    is_attention,
 )
 from nasbench_grow.structure.layers import CONVS, NORMS, removable_layers
+from nasbench_grow.structure.rates import attention_rates, weight_rates
 from nasbench_grow.structure.recurrent import (
     RECURRENT,
     input_axes,
@@ -41,8 +41,9 @@ from nasbench_grow.structure.recurrent import (
     unit_axes,
     with_stand_ins,
 )
-from nasbench_grow.structure.subnetwork import detach_kept
 from nasbench_grow.structure.space import Axis, ChannelGroup, Layer, Space, WeightCost
+from nasbench_grow.structure.subnetwork import detach_kept
+from nasbench_grow.structure.tied import has_tied_weights, second_names
 
 if TYPE_CHECKING:
     from nasbench_grow.structure.dependencies import Coupled, DependencyGraph
@@ -86,7 +87,7 @@ def discover(model: nn.Module, example: Tensor) -> Space:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         graph = UserError(f"cannot find what is coupled in {type(model).__name__}: {reason}; give a simpler model")
     else:
-        if all(reason == OUTPUT or name.startswith("layer ") for name, reason in graph.fixed.items()):
+        if _is_whole(graph, probe):
             return graph
     try:
         flow = followed(probe, example, blocks, plain, dense_macs)
@@ -101,20 +102,26 @@ def discover(model: nn.Module, example: Tensor) -> Space:
     return flow
 
 
+def _is_whole(space: Space, model: nn.Module) -> bool:
+    """Whether there is nothing more to find: no module but those of the output is fixed, and every weight shrinks."""
+    fixed = {name for name, reason in space.fixed.items() if reason != OUTPUT and not name.startswith("layer ")}
+    shrinking = {name for name, _ in space.owners}
+    weights = [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
+    return not fixed and all(name in shrinking or name.rpartition(".")[0] in space.fixed for name in weights)
+
+
 def _rank(space: Space) -> tuple[int, int]:
     """The lower, the more of a network can grow: by MACs, then by filters."""
     return space.macs(space.seed()), -space.filters
 
 
-def _by_graph(
-    probe: nn.Module, example: Tensor, blocks: list[Layer], plain: list[Layer], dense_macs: int
-) -> Space:
+def _by_graph(probe: nn.Module, example: Tensor, blocks: list[Layer], plain: list[Layer], dense_macs: int) -> Space:
     """The space that the dependency graph gives, without what the network does not survive."""
     from nasbench_grow.structure.exactness import unfaithful
 
     couplings = Couplings(probe)
     couplings.trace(example)
-    rates = weight_rates(probe, example) | _attention_rates(probe, example)
+    rates = weight_rates(probe, example) | attention_rates(probe, example)
     rejected: dict[str, str] = {}
     while True:
         space = couplings.space(blocks, plain, rates, dense_macs, rejected)
@@ -122,12 +129,6 @@ def _by_graph(
         if not reasons:
             return space
         rejected |= {name.partition("#")[0]: reason for name, reason in reasons.items()}
-
-
-def has_tied_weights(model: nn.Module) -> bool:
-    """Whether two modules have one parameter (a module with two names is one module)."""
-    owned = [id(each) for module in model.modules() for each in module._parameters.values() if each is not None]
-    return len(set(owned)) < len(owned)
 
 
 def _probe(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:
@@ -167,7 +168,8 @@ class Couplings:
         self.fixed: dict[str, str] = {}
         self.consumers: dict[Axis, None] = {}
         self.late: list[Axis] = []
-        self.second_names = _second_names(model)
+        self.own_makers: set[Axis] = set()
+        self.second_names = second_names(model)
 
     def trace(self, example: Tensor) -> None:
         """Reads every dependency group of the model."""
@@ -414,19 +416,13 @@ class Couplings:
             if isinstance(module, NORMS) and key in ("weight", "bias"):
                 norms.append(axis)
                 normed[mine] = True
-            elif isinstance(module, nn.Embedding) or (dim == 0 and isinstance(module, (CONVS, nn.Linear))):
+            elif isinstance(module, nn.Embedding) or axis in self.own_makers:
+                makers.append(axis)
+            elif dim == 0 and isinstance(module, (CONVS, nn.Linear)):
                 makers.append(axis)
         bare = [axis for axis in makers if not (normed | late)[owners[axis].clamp(min=0)].any()]
         taken_in = [axis for axis in self.consumers if axis in owners and late[owners[axis].clamp(min=0)].any()]
         return norms + bare + taken_in
-
-
-def _second_names(model: nn.Module) -> dict[str, str]:
-    """The second, third, ... name of every tensor that has several, with its first."""
-    first: dict[int, str] = {}
-    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    names = {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
-    return {name: other for name, other in names.items() if name != other}
 
 
 def _output_axes(name: str, module: nn.Module) -> Iterator[Axis]:
@@ -486,27 +482,3 @@ def _makers_of_output(model: nn.Module, example: Tensor) -> list[str]:
     tensors = [output] if isinstance(output, Tensor) else list(output)
     last = {tensor.data_ptr() for tensor in tensors if isinstance(tensor, Tensor)}
     return [name for name, tensor in outputs.items() if tensor.data_ptr() in last]
-
-
-def weight_rates(model: nn.Module, example: Tensor) -> dict[tuple[Axis, ...], float]:
-    """MACs, from the one counter, per pair of output and input entry of every weight that multiplies; by the axes along
-    which those run."""
-    rates: dict[tuple[Axis, ...], float] = {}
-    modules = dict(model.named_modules())
-    for name, macs in macs_by_module(model, example).items():
-        module = modules.get(name)
-        if isinstance(module, (CONVS, nn.Linear, RECURRENT)):
-            weights = {key: weight.shape[:2].numel() for key, weight in module.named_parameters() if weight.ndim > 1}
-            pairs = {key: ((f"{name}.{key}", 0), (f"{name}.{key}", 1)) for key in weights}
-            rates |= {pairs[key]: macs / sum(weights.values()) for key in weights}
-    return rates
-
-
-def _attention_rates(model: nn.Module, example: Tensor) -> dict[tuple[Axis, ...], float]:
-    """MACs per feature of every attention layer's heads."""
-    modules = dict(model.named_modules())
-    return {
-        (features_axis(name),): macs / modules[name].proj.weight.shape[1]  # type: ignore[union-attr,operator]
-        for name, macs in macs_by_module(model, example).items()
-        if name in modules and is_attention(modules[name])
-    }

@@ -45,8 +45,8 @@ def masked(space: Space, model: nn.Module, present: Tensor, example: Tensor) -> 
 
 
 def _has_scale(space: Space, name: str, dim: int) -> bool:
-    """Whether a tensor is the direction of a normalised weight, which stays away where its scale is zero; a direction of
-    zeros could not be normalised."""
+    """Whether a tensor is the direction of a normalised weight: it stays away where its scale is zero, and a direction
+    of zeros could not be normalised."""
     for direction, scale in (("original1", "original0"), ("weight_v", "weight_g")):
         if name.endswith(f".{direction}"):
             return (name.removesuffix(direction) + scale, dim) in space.owners
@@ -100,7 +100,9 @@ def _norms_over_present(space: Space, model: nn.Module, present: Tensor) -> Iter
             owner = next((size for size in sizes if size is not None), None)
         if len(getattr(module, "normalized_shape", (1,))) > 1:
             continue
-        across = isinstance(module, (nn.LayerNorm, nn.RMSNorm)) or (isinstance(module, nn.GroupNorm) and module.num_groups == 1)
+        across = isinstance(module, (nn.LayerNorm, nn.RMSNorm)) or (
+            isinstance(module, nn.GroupNorm) and module.num_groups == 1
+        )
         if owner is not None and across:
             kept = torch.nonzero((owner < 0) | present[owner.clamp(min=0)]).flatten()
             hooks.append(module.register_forward_hook(lambda *call, kept=kept: _over(kept, *call)))

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakIdKeyDictionary
 
 from nasbench_grow.structure import flow_rules
@@ -94,6 +94,7 @@ class Flow(TorchDispatchMode):
         self.names = {id(tensor): name for name, tensor in (*model.named_buffers(), *model.named_parameters())}
         self.rooted: set[int] = set()
         self.roots: dict[str, Vector] = {}
+        self.makers: dict[tuple[str, int], None] = {}
         self.taken_in: dict[tuple[str, int], None] = {}
         self.added: dict[tuple[str, int], None] = {}
         self.origin: dict[int, tuple[str, int]] = {}
@@ -131,7 +132,7 @@ class Flow(TorchDispatchMode):
     def _enter(self, name: str, given: tuple[Any, ...]) -> None:
         frame = self.frames.setdefault(name, Frame(name))
         tensors = [tensor for tensor in given if isinstance(tensor, Tensor)]
-        vectors = [vector for vector in self.of(tensors[0]) if self._can_leave(vector)] if tensors else []
+        vectors = [vector for vector in self.of(tensors[0]) if self.can_leave(vector)] if tensors else []
         if vectors:
             frame.given = vectors[-1]
         self.stack.append(frame)
@@ -204,7 +205,7 @@ class Flow(TorchDispatchMode):
         if names and names[0] is not None and all(names):
             self.weights[output] = names[0]
         frame = self.stack[-1]
-        frame.lengths += [(len(vector), vector) for vector in self.labels[output] if self._can_leave(vector)]
+        frame.lengths += [(len(vector), vector) for vector in self.labels[output] if self.can_leave(vector)]
 
     def joined(self, vectors: Iterable[Vector | None], consumed: Iterable[tuple[str, int]] = ()) -> Vector | None:
         """Joins vectors entry by entry; the one to go on with (of a module that makes channels, if there is one)."""
@@ -215,12 +216,11 @@ class Flow(TorchDispatchMode):
                 self.join(known[0], vector)
             else:
                 self.stay(vector, "it meets a tensor of another length")
-        return min(known, key=lambda vector: not self._can_leave(vector), default=None)
+        return min(known, key=lambda vector: not self.can_leave(vector), default=None)
 
     def stay(self, vector: Vector | None, reason: str) -> None:
-        """Says that all entries of a dimension stay."""
+        """Notes that all entries of a dimension stay."""
         if vector is not None and vector.any():
-            self.join(vector, np.zeros_like(vector))
             self.reasons.append((vector, reason))
 
     def fix(self, tensor: Tensor, reason: str) -> None:
@@ -235,6 +235,7 @@ class Flow(TorchDispatchMode):
         root = path if key == "weight" else name
         if axis not in self.taken_in and root not in self.roots:
             self.roots[root] = self.number(name, dim)
+            self.makers[axis] = None
             self.rooted |= set(self.roots[root].tolist())
 
     def contract(self, left: Vector | None, right: Vector | None, tensors: tuple[Tensor, Tensor]) -> None:
@@ -270,7 +271,9 @@ class Flow(TorchDispatchMode):
             length: how many those were.
         """
         shape = numbers.shape
-        along = [dim for dim in range(numbers.ndim) if shape[dim] > 1 and bool((numbers != numbers.narrow(dim, 0, 1)).any())]
+        along = [
+            dim for dim in range(numbers.ndim) if shape[dim] > 1 and bool((numbers != numbers.narrow(dim, 0, 1)).any())
+        ]
         if not along:
             return None
         if len(along) > 1:
@@ -293,14 +296,15 @@ class Flow(TorchDispatchMode):
         """Joins what a module gives with what it was given, where that was asked for."""
         frame = self.stack[-1]
         tied = frame.name in self.ties and frame.given is not None and len(frame.given) == len(vector)
-        if tied and self._can_leave(vector):
+        if tied and self.can_leave(vector):
             self.join(frame.given, vector)  # type: ignore[arg-type]
 
     def prefer(self, one: Vector, other: Vector) -> tuple[Vector, Vector]:
         """Of two vectors that would share a dimension: the one that goes on, and the one whose entries must stay."""
-        return (one, other) if self._can_leave(one) or not self._can_leave(other) else (other, one)
+        return (one, other) if self.can_leave(one) or not self.can_leave(other) else (other, one)
 
-    def _can_leave(self, vector: Vector | None) -> bool:
+    def can_leave(self, vector: Vector | None) -> bool:
+        """Whether entries of a dimension are, by all that was seen so far, channels that some module makes."""
         return vector is not None and not self.rooted.isdisjoint(vector.tolist())
 
 
@@ -350,4 +354,4 @@ def _candidates(flow: Flow) -> Iterator[tuple[str, str, int | None, Vector]]:
 
 def _standing_for(flow: Flow, value: int, seen: list[tuple[int, Vector]]) -> Vector | None:
     """The first of the dimensions that are ``value`` long and that can shrink."""
-    return next((vector for size, vector in seen if size == value == len(vector) and flow._can_leave(vector)), None)
+    return next((vector for size, vector in seen if size == value == len(vector) and flow.can_leave(vector)), None)

@@ -6,7 +6,6 @@ are known by PyTorch's own tag. An operation without a rule fixes all that it ta
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,25 +13,105 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten
 
 if TYPE_CHECKING:
     from nasbench_grow.structure.flow import Flow, Labels, Vector
 
 _MOVES = frozenset(
-    """view _unsafe_view reshape _reshape_alias permute transpose t squeeze unsqueeze expand slice select split
-    split_with_sizes unsafe_split unsafe_split_with_sizes unbind flip roll repeat index index_select constant_pad_nd
-    pixel_shuffle pixel_unshuffle unfold diagonal as_strided narrow_copy rot90
-    alias detach lift_fresh view_copy swapaxes movedim""".split()
+    [
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "_reshape_alias",
+        "permute",
+        "transpose",
+        "t",
+        "squeeze",
+        "unsqueeze",
+        "expand",
+        "slice",
+        "select",
+        "split",
+        "split_with_sizes",
+        "unsafe_split",
+        "unsafe_split_with_sizes",
+        "unbind",
+        "flip",
+        "roll",
+        "repeat",
+        "index",
+        "index_select",
+        "constant_pad_nd",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "unfold",
+        "diagonal",
+        "as_strided",
+        "narrow_copy",
+        "rot90",
+        "alias",
+        "detach",
+        "lift_fresh",
+        "view_copy",
+        "swapaxes",
+        "movedim",
+    ]
 )
 _ALIKE = frozenset(
-    """clone contiguous _to_copy to copy _softmax _log_softmax cumsum cumprod native_dropout zeros_like ones_like
-    empty_like full_like rand_like randn_like tril triu masked_fill dropout bernoulli _conj log_softmax softmax
-    _prelu_kernel nan_to_num""".split()
+    [
+        "clone",
+        "contiguous",
+        "_to_copy",
+        "to",
+        "copy",
+        "_softmax",
+        "_log_softmax",
+        "cumsum",
+        "cumprod",
+        "native_dropout",
+        "zeros_like",
+        "ones_like",
+        "empty_like",
+        "full_like",
+        "rand_like",
+        "randn_like",
+        "tril",
+        "triu",
+        "masked_fill",
+        "dropout",
+        "bernoulli",
+        "_conj",
+        "log_softmax",
+        "softmax",
+        "_prelu_kernel",
+        "nan_to_num",
+    ]
 )
 _REDUCES = frozenset(
-    """mean sum amax amin max min var std var_mean std_mean linalg_vector_norm norm argmax argmin logsumexp any all prod
-    aminmax nansum median""".split()
+    [
+        "mean",
+        "sum",
+        "amax",
+        "amin",
+        "max",
+        "min",
+        "var",
+        "std",
+        "var_mean",
+        "std_mean",
+        "linalg_vector_norm",
+        "norm",
+        "argmax",
+        "argmin",
+        "logsumexp",
+        "any",
+        "all",
+        "prod",
+        "aminmax",
+        "nansum",
+        "median",
+    ]
 )
 _SPATIAL = re.compile(
     r"_?(adaptive_)?(avg|max)_pool([123])d(_with_indices)?|_?upsample_.*([123])d(_aa)?|"
@@ -57,13 +136,15 @@ def apply(flow: Flow, func: Any, args: Any, kwargs: Any, output: Any, tensors: l
         _reduce(flow, func, args, kwargs, output)
     elif name in _ALIKE or torch.Tag.pointwise in func.tags:
         _pointwise(flow, tensors, output)
+        if name in ("add", "sub"):
+            _added(flow, tensors)
     elif all(flow.weight(tensor) for tensor in tensors):  # computed from weights alone
         for result in tree_flatten(output)[0]:
             if isinstance(result, Tensor):
                 flow.give(result, [None] * result.ndim, tensors)
     elif name not in _WITHOUT:
-        if any(flow._can_leave(vector) for tensor in tensors for vector in flow.of(tensor)):
-            for tensor in tensors:
+        for tensor in tensors:
+            if any(flow.can_leave(vector) for vector in flow.of(tensor)):
                 flow.fix(tensor, f"it goes through {name}, which discovery does not follow")
 
 
@@ -80,7 +161,6 @@ def _pointwise(flow: Flow, tensors: list[Tensor], output: Any) -> None:
             else:
                 labels.append(None)
         flow.give(result, labels, tensors)
-        _added(flow, tensors)
 
 
 def _added(flow: Flow, tensors: list[Tensor]) -> None:
@@ -90,7 +170,12 @@ def _added(flow: Flow, tensors: list[Tensor]) -> None:
             name = flow.weight(tensor)
             if name is not None and sum(length > 1 for length in tensor.shape) == 1:
                 vectors = [vector for vector in flow.of(tensor) if vector is not None]
-                flow.added |= {flow.origin[int(each)]: None for vector in vectors for each in vector[:1] if int(each) in flow.origin}
+                flow.added |= {
+                    flow.origin[int(each)]: None
+                    for vector in vectors
+                    for each in vector[:1]
+                    if int(each) in flow.origin
+                }
 
 
 def _move(flow: Flow, func: Any, args: Any, kwargs: Any, output: Any, tensors: list[Tensor]) -> None:
@@ -110,7 +195,7 @@ def _move(flow: Flow, func: Any, args: Any, kwargs: Any, output: Any, tensors: l
             if func._schema.name.endswith("view"):
                 moved: Any = numbers.reshape(args[1])
             else:
-                moved = func(*tree_map(lambda each: numbers if each is source else each, tuple(plain)), **kwargs)
+                moved = func(numbers, *plain[1:], **kwargs)
             pieces = [each for each in tree_flatten(moved)[0] if isinstance(each, Tensor)]
         for place, piece in enumerate(pieces):
             found = flow.moved(piece, len(vector))
@@ -119,14 +204,15 @@ def _move(flow: Flow, func: Any, args: Any, kwargs: Any, output: Any, tensors: l
                     flow.picked.append(piece.flatten()[:1].numpy())
                 continue
             to, made = found
-            if labels[place][to] is not None:
-                made, other = flow.prefer(labels[place][to], made)
+            before = labels[place][to]
+            if before is not None:
+                made, other = flow.prefer(before, made)
                 flow.stay(other, "its channels share a dimension with others")
             labels[place][to] = made
     sizes = {each for each in tree_flatten((args[1:], kwargs))[0] if type(each) is int}
-    for result, found in zip(results, labels, strict=True):
-        flow.give(result, found, [source])
-        for dim, vector in enumerate(found):
+    for result, made_of_it in zip(results, labels, strict=True):
+        flow.give(result, made_of_it, [source])
+        for dim, vector in enumerate(made_of_it):
             if vector is not None:
                 new = not any(np.array_equal(vector, old) for old in flow.of(source) if old is not None)
                 if result.shape[dim] in sizes:
@@ -154,14 +240,18 @@ def _reduce(flow: Flow, func: Any, args: Any, kwargs: Any, output: Any) -> None:
     labels = [None if dim in gone else vector for dim, vector in enumerate(flow.of(source))]
     for result in tree_flatten(output)[0]:
         if isinstance(result, Tensor):
-            kept = labels if result.ndim == source.ndim else [each for dim, each in enumerate(labels) if dim not in gone]
+            kept = (
+                labels if result.ndim == source.ndim else [each for dim, each in enumerate(labels) if dim not in gone]
+            )
             flow.give(result, kept, [source])
 
 
 def _cat(flow: Flow, args: Any, kwargs: Any, output: Tensor) -> None:
     tensors = [tensor for tensor in args[0] if tensor.ndim == output.ndim]
     dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % output.ndim
-    labels = [flow.joined(flow.of(tensor)[axis] for tensor in tensors) if axis != dim else None for axis in range(output.ndim)]
+    labels = [
+        flow.joined(flow.of(tensor)[axis] for tensor in tensors) if axis != dim else None for axis in range(output.ndim)
+    ]
     if any(flow.of(tensor)[dim] is not None for tensor in tensors):
         labels[dim] = np.concatenate([_or_fixed(flow.of(tensor)[dim], tensor.shape[dim]) for tensor in tensors])
     flow.give(output, labels, tensors)
@@ -198,16 +288,27 @@ def _matmul(flow: Flow, left: Tensor, right: Tensor, output: Tensor) -> None:
     batch = [flow.joined(pair) for pair in zip(one[:-2], other[:-2], strict=False)]
     ends = [*([one[-2]] if left.ndim > 1 else []), *([other[-1]] if right.ndim > 1 else [])]
     flow.give(output, [*batch, *ends], [left, right])
-    flow.multiplied(output.numel() * left.shape[-1], [*batch, *ends, one[-1] if one[-1] is not None else other[-2 if right.ndim > 1 else 0]])
+    flow.multiplied(
+        output.numel() * left.shape[-1],
+        [*batch, *ends, one[-1] if one[-1] is not None else other[-2 if right.ndim > 1 else 0]],
+    )
+
+
+def _vdot(flow: Flow, args: Any, kwargs: Any, output: Tensor) -> None:
+    """A product of two vectors, which costs nothing by the one counter."""
+    flow.contract(flow.of(args[0])[0], flow.of(args[1])[0], (args[0], args[1]))
+    flow.give(output, [], args)
 
 
 def _addmm(flow: Flow, args: Any, kwargs: Any, output: Tensor) -> None:
     _matmul(flow, args[1], args[2], output)
     _pointwise(flow, [args[0], output], output)
+    _added(flow, [args[0], output])
 
 
 def _convolution(flow: Flow, args: Any, kwargs: Any, output: Tensor) -> None:
-    source, weight, bias, transposed, groups = *args[:3], args[6], args[8]
+    source, weight, bias = args[:3]
+    transposed, groups = args[6], args[8]
     given, along = flow.of(source), flow.of(weight)
     channel = 0 if source.ndim == weight.ndim - 1 else 1
     for vector in (*along[2:], *given[channel + 1 :]):
@@ -224,7 +325,10 @@ def _convolution(flow: Flow, args: Any, kwargs: Any, output: Tensor) -> None:
         _added(flow, [bias, output])
     flow.give(output, [*[None] * channel, vector, *[None] * (output.ndim - channel - 1)], [source, weight])
     positions = (source if transposed else output).shape[channel + 1 :].numel()
-    flow.multiplied(weight.numel() * positions * source.shape[:channel].numel(), [given[channel], vector])
+    flow.multiplied(
+        weight.numel() * positions * source.shape[:channel].numel(),
+        [vector, *([given[channel]] if groups == 1 else [])],
+    )
 
 
 def _grouped(
@@ -335,7 +439,11 @@ def _attention(flow: Flow, args: Any, kwargs: Any, output: Any) -> None:
 
 def _weight_norm(flow: Flow, args: Any, kwargs: Any, output: Any) -> None:
     direction, scale = args[:2]
-    labels = [flow.joined(pair) for pair in zip(flow.of(direction), flow.of(scale), strict=True)] if scale.ndim == direction.ndim else flow.of(direction)
+    labels = (
+        [flow.joined(pair) for pair in zip(flow.of(direction), flow.of(scale), strict=True)]
+        if scale.ndim == direction.ndim
+        else flow.of(direction)
+    )
     flow.give(output if isinstance(output, Tensor) else output[0], labels, [direction])
 
 
@@ -351,7 +459,7 @@ _RULES: dict[str, _Rule] = {
     "mm": lambda flow, args, kwargs, output: _matmul(flow, args[0], args[1], output),
     "bmm": lambda flow, args, kwargs, output: _matmul(flow, args[0], args[1], output),
     "mv": lambda flow, args, kwargs, output: _matmul(flow, args[0], args[1], output),
-    "vdot": lambda flow, args, kwargs, output: flow.contract(flow.of(args[0])[0], flow.of(args[1])[0], args),
+    "vdot": _vdot,
     "dot": lambda flow, args, kwargs, output: _matmul(flow, args[0], args[1], output),
     "addmm": _addmm,
     "baddbmm": _addmm,

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nasbench_grow.structure.discovery import FIXED, NO_DIMENSION, Couplings, weight_rates
+from nasbench_grow.structure.discovery import FIXED, NO_DIMENSION, Couplings
 from nasbench_grow.structure.flow import Flow, Site, Vector, size_attributes
-from nasbench_grow.structure.recurrent import RECURRENT, input_axes, outputs, with_stand_ins
+from nasbench_grow.structure.rates import weight_rates
+from nasbench_grow.structure.recurrent import RECURRENT, input_axes, with_stand_ins
 from nasbench_grow.structure.space import Axis, Layer, Space, WeightCost
 
 _STAND_IN = ".stand_in.weight"
@@ -92,15 +93,27 @@ class FlowCouplings(Couplings):
         traced = with_stand_ins(self.model).eval()
         for name, module in self.modules.items():
             if isinstance(module, RECURRENT):
-                traced.get_submodule(f"{name}.stand_in").bias = None
+                traced.get_submodule(f"{name}.stand_in").register_parameter("bias", None)
         self.flow = flow = Flow(traced, self._numbers, self._join, choices, ties)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             flow.run(example[:1])
+        self._stay(flow.reasons)
         for root, vector in flow.roots.items():
             self.roots[_module_of(root)] = vector
+        made = (axis for axis in flow.makers | flow.added for axis in self._axes(*axis))
+        self.own_makers = {(_scale_of(name), dim) for name, dim in made}
         for axis in flow.taken_in:
             self.consumers |= dict.fromkeys(self._axes(*axis))
+
+    def _stay(self, reasons: list[tuple[Vector, str]]) -> None:
+        """Joins what has to stay to FIXED, and remembers why."""
+        self.before = self._components()
+        self.because: dict[int, str] = {}
+        for vector, reason in reasons:
+            for label in self.before[vector].tolist():
+                self.because.setdefault(label, reason)
+            self._join(vector, np.zeros_like(vector))
 
     def _axes(self, name: str, dim: int) -> list[Axis]:
         """The axes of the model that a dimension of a tensor that was run stands for."""
@@ -130,7 +143,9 @@ class FlowCouplings(Couplings):
         labels = self._components()
         sites = {int(label) for site in self.flow.sites for label in labels[site.vector]} - {int(labels[FIXED])}
         self.late += [
-            axis for axis in self.consumers if axis in self.offsets and sites.intersection(labels[self._all(axis)].tolist())
+            axis
+            for axis in self.consumers
+            if axis in self.offsets and sites.intersection(labels[self._all(axis)].tolist())
         ]
         self.fixed |= self._reasons(labels)
         return super().space(blocks, plain, rates, dense_macs, rejected)
@@ -151,12 +166,11 @@ class FlowCouplings(Couplings):
     def _reasons(self, labels: np.ndarray) -> dict[str, str]:
         """Why modules whose channels all stay do so."""
         stays = labels[FIXED]
-        because = {int(each): reason for vector, reason in reversed(self.flow.reasons) for each in vector}
         reasons = {}
         for root, vector in self.roots.items():
             if (labels[vector] == stays).all():
-                known = [because[int(each)] for each in vector if int(each) in because]
-                reasons[root] = known[0] if known else "it is coupled to channels that always stay"
+                known = [self.because[label] for label in self.before[vector].tolist() if label in self.because]
+                reasons[root] = known[0] if known else "its channels meet some that always stay"
         return reasons
 
     def _products(self, space: Space) -> Iterable[WeightCost]:
@@ -196,7 +210,12 @@ class FlowCouplings(Couplings):
 
     def sites_of(self, space: Space, reasons: Iterable[str]) -> list[Site]:
         """The sites whose entries are filters of some groups."""
-        bad = {number for group in space.groups if group.name in reasons for number in range(group.start, group.start + group.size)}
+        bad = {
+            number
+            for group in space.groups
+            if group.name in reasons
+            for number in range(group.start, group.start + group.size)
+        }
         return [site for site in self.flow.sites if bad.intersection(self.structure[site.vector].tolist())]
 
 
@@ -218,6 +237,14 @@ def _structures(couplings: Couplings, space: Space, labels: np.ndarray) -> np.nd
 
 def _path(axes: tuple[Axis, ...]) -> str:
     return axes[0][0].rpartition(".")[0]
+
+
+def _scale_of(weight: str) -> str:
+    """The tensor that a filter's gate scales: not the direction of a normalised weight, of which no length matters."""
+    for direction, scale in ((".original1", ".original0"), (".weight_v", ".weight_g")):
+        if weight.endswith(direction):
+            return weight.removesuffix(direction) + scale
+    return weight
 
 
 def _module_of(root: str) -> str:

@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from nasbench_grow.structure.recurrent import flatten
 from nasbench_grow.structure.space import Space
+from nasbench_grow.structure.subnetwork import detach_kept
 
 
 class GatedNetwork(nn.Module):
@@ -67,6 +68,7 @@ class GatedNetwork(nn.Module):
 
     def fold(self, gates: Tensor | None = None) -> nn.Module:
         """A copy of the sub-network with the scales multiplied into its weights; None: all are 1."""
+        detach_kept(self.network)
         network = copy.deepcopy(self.network)
         if gates is not None:
             with torch.no_grad():

@@ -59,13 +59,15 @@ def register_layer(
         raise UserError(f"no tensor of {layer.__name__} is named; give inputs, outputs or both")
     if kind.both and kind.outputs:
         raise UserError(
-            f"{layer.__name__} has both={dict(kind.both)!r} and outputs={dict(kind.outputs)!r}: its channels pass through "
-            "or are made; give one of the two"
+            f"{layer.__name__} has both={dict(kind.both)!r} and outputs={dict(kind.outputs)!r}: its channels pass "
+            "through or are made; give one of the two"
         )
     for side in kind.SIDES:
         for key, dim in getattr(kind, side).items():
             if not isinstance(dim, int) or dim < 0:
-                raise UserError(f"{side}[{key!r}] of {layer.__name__} is {dim!r}; give the number of a dimension, 0 or more")
+                raise UserError(
+                    f"{side}[{key!r}] of {layer.__name__} is {dim!r}; give the number of a dimension, 0 or more"
+                )
     _KINDS[layer] = kind
 
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nasbench_grow.structure.attributes import set_attributes
 from nasbench_grow.structure.recurrent import RECURRENT
 from nasbench_grow.structure.space import Space
-from nasbench_grow.structure.subnetwork import carry_state, fit, replace_tensors, set_attributes, skeleton
+from nasbench_grow.structure.subnetwork import carry_state, fit, replace_tensors, skeleton
 
 KEPT_PATHS = 64
 """Paths whose modules are kept for their next step; then the oldest goes."""

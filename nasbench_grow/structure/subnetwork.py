@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nasbench_grow.structure import attention, recurrent
+from nasbench_grow.structure.attributes import set_attributes
 from nasbench_grow.structure.space import Space
 
 
@@ -47,8 +48,8 @@ def skeleton(space: Space, dense: nn.Module, present: Tensor) -> nn.Module:
 
 
 def replace_tensors(network: nn.Module, make: Callable[[str, Tensor], Tensor]) -> None:
-    """Puts what ``make`` gives for the name and values of each parameter and buffer in its place, or its places: a tensor
-    that several modules have stays one."""
+    """Puts what ``make`` gives for the name and values of each parameter and buffer in its place; a tensor that several
+    modules have stays one."""
     done: dict[int, Tensor] = {}
     replaced = []  # kept alive, or another tensor might get the identity of one
     for prefix, module in network.named_modules():
@@ -65,29 +66,12 @@ def replace_tensors(network: nn.Module, make: Callable[[str, Tensor], Tensor]) -
 
 
 def detach_kept(model: nn.Module) -> None:
-    """Lets tensors that modules keep as plain attributes (the weights that a normalisation computes, features for later)
-    go without their history, with which no module can be copied. They are computed anew in every forward pass."""
+    """Takes the history, with which no module can be copied, from tensors that modules keep as plain attributes:
+    weights that a normalisation computed, say. Every forward pass computes them anew."""
     for module in model.modules():
         for key, value in vars(module).items():
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 vars(module)[key] = value.detach()
-
-
-def set_attributes(space: Space, present: Tensor, network: nn.Module) -> None:
-    """Sets the attributes in which modules keep lengths of what has shrunk (:attr:`Space.attributes`)."""
-    modules = dict(network.named_modules(remove_duplicate=False))
-    kept = space.resolved(present)
-    for (path, key, place), owner in space.attributes.items():
-        module = modules.get(path)
-        if module is None or not hasattr(module, key):  # in an absent layer
-            continue
-        length = int(((owner < 0) | kept[owner.clamp(min=0)]).sum())
-        if place is not None:
-            value = list(vars(module)[key])
-            value[place] = length
-            setattr(module, key, type(vars(module)[key])(value))
-        else:
-            setattr(module, key, length)
 
 
 def fit(network: nn.Module, full: nn.Module) -> None:
