@@ -39,7 +39,7 @@ def set_attributes(space: Space, present: Tensor, network: nn.Module) -> None:
     for (path, key, place), owner in space.attributes.items():
         length = int(((owner < 0) | kept[owner.clamp(min=0)]).sum())
         module = _module(network, path)
-        if module is not None:
+        if module is not None and key in vars(module):
             value = sizes.setdefault(path, {}).setdefault(key, getattr(module, key))
             if place is not None:
                 value = list(value)
@@ -85,7 +85,7 @@ def _counts(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _module(network: nn.Module, path: str) -> nn.Module | None:
-    """A module, None where it lies in an absent layer."""
+    """A module, None where it lay in an absent layer."""
     try:
         return network.get_submodule(path)
     except AttributeError:

@@ -416,9 +416,11 @@ class Couplings:
             if isinstance(module, NORMS) and key in ("weight", "bias"):
                 norms.append(axis)
                 normed[mine] = True
-            elif isinstance(module, nn.Embedding) or axis in self.own_makers:
-                makers.append(axis)
-            elif dim == 0 and isinstance(module, (CONVS, nn.Linear)):
+            elif (
+                isinstance(module, nn.Embedding)
+                or axis in self.own_makers
+                or (dim == 0 and isinstance(module, (CONVS, nn.Linear)))
+            ):
                 makers.append(axis)
         bare = [axis for axis in makers if not (normed | late)[owners[axis].clamp(min=0)].any()]
         taken_in = [axis for axis in self.consumers if axis in owners and late[owners[axis].clamp(min=0)].any()]

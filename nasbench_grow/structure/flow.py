@@ -65,6 +65,8 @@ class Frame:
     """Those of dimensions that were as long before."""
     lengths: list[tuple[int, Vector]] = field(default_factory=list)
     """Lengths of the dimensions that were seen."""
+    others: set[int] = field(default_factory=set)
+    """Sizes that were handed to an operation for dimensions of which nothing can leave."""
     sites: int = 0
 
 
@@ -312,8 +314,8 @@ def size_attributes(flow: Flow) -> Iterator[tuple[str, str, int | None, Vector]]
     """The attributes in which modules keep the length of a dimension: module, attribute, the place in it where it is a
     list or tuple, and the numbers of the dimension's entries.
 
-    Where several attributes of a module could keep one length (heads and the side of a window), that is a site, too:
-    all of them, then each alone.
+    Another number may have the same value (the side of a window that of heads). Where it may, what is counted is a
+    site, too: all attributes of the module that have the value, each alone, none.
     """
     found: dict[tuple[str, int], list[tuple[str, Vector]]] = defaultdict(list)
     for name, key, place, vector in _candidates(flow):
@@ -324,9 +326,13 @@ def size_attributes(flow: Flow) -> Iterator[tuple[str, str, int | None, Vector]]
     for (name, length), several in found.items():
         site = f"{name}/={length}"
         option = flow.choices.get(site, 0)
+        choices = [several]
         if len(several) > 1:
-            flow.sites += [Site(site, vector, 1 + len(several)) for _, vector in several]
-        for key, vector in several if option == 0 else [several[option - 1]]:
+            choices += [[each] for each in several]
+        if length in flow.frames[name].others:
+            choices.append([])
+        flow.sites += [Site(site, vector, len(choices)) for _, vector in several]
+        for key, vector in choices[option]:
             yield name, key, None, vector
 
 

@@ -213,6 +213,8 @@ def _move(flow: Flow, func: Any, args: Any, kwargs: Any, output: Any, tensors: l
     for result, made_of_it in zip(results, labels, strict=True):
         flow.give(result, made_of_it, [source])
         for dim, vector in enumerate(made_of_it):
+            if vector is None and result.shape[dim] in sizes:
+                flow.stack[-1].others.add(result.shape[dim])
             if vector is not None:
                 new = not any(np.array_equal(vector, old) for old in flow.of(source) if old is not None)
                 if result.shape[dim] in sizes:
@@ -396,7 +398,7 @@ def _trilinear(flow: Flow, args: Any, kwargs: Any, output: Tensor) -> None:
     """The product of a bilinear layer: two inputs, and a weight (outputs, first, second) between them."""
     first, weight, second = (args[place] for place in (0, 1, 2))
     made, one, other = flow.of(weight)[-3:]
-    flow.contract(flow.of(first)[-2], one, (first, weight))
+    flow.contract(flow.of(first)[-1], one, (first, weight))
     flow.contract(flow.of(second)[-1], other, (second, weight))
     flow.made(made, weight, first)
     flow.give(output, [*[None] * (output.ndim - 1), made])

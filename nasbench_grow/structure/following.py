@@ -57,14 +57,12 @@ def followed(probe: nn.Module, example: Tensor, blocks: list[Layer], plain: list
 def _try_otherwise(sites: list[Site], choices: dict[str, int], ties: set[str]) -> bool:
     """Goes on to the next option of some sites or, after their last one, to the first with the modules tied; whether
     there was anything to try."""
-    for kind in (True, False):  # which attribute counts what, before the dimension
-        ready = {site.name: site.options for site in sites if ("/=" in site.name) == kind}
-        further = [name for name, options in ready.items() if choices[name] + 1 < options]
-        if further:
-            choices.update({name: choices[name] + 1 for name in further})
-            if not kind:
-                choices.update({site.name: 0 for site in sites if "/=" in site.name})
-            return True
+    if _count_on([site for site in sites if "/=" in site.name], choices):
+        return True
+    further = [site.name for site in sites if choices[site.name] + 1 < site.options and "/=" not in site.name]
+    if further:
+        choices.update({name: choices[name] + 1 for name in further})
+        return True
     tried = False
     for site in sites:
         module, _, number = site.name.rpartition("/")
@@ -74,6 +72,27 @@ def _try_otherwise(sites: list[Site], choices: dict[str, int], ties: set[str]) -
     if tried:
         choices.update({site.name: 0 for site in sites})
     return tried
+
+
+def _count_on(sites: list[Site], choices: dict[str, int]) -> bool:
+    """Goes on to the next combination of which attributes count what, in every module at once; False, and all at the
+    first, after the last of all."""
+    modules: dict[str, dict[str, int]] = defaultdict(dict)
+    for site in sites:
+        modules[site.name.rpartition("/")[0]][site.name] = site.options
+    further = False
+    for options in modules.values():
+        lowest = next((name for name, number in options.items() if choices[name] + 1 < number), None)
+        if lowest is not None:
+            for name in options:
+                if name == lowest:
+                    break
+                choices[name] = 0
+            choices[lowest] += 1
+            further = True
+    if not further:
+        choices.update({site.name: 0 for site in sites})
+    return further
 
 
 class FlowCouplings(Couplings):
