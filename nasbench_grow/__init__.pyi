@@ -20,6 +20,7 @@ from nasbench_grow.structure.architecture import save as save
 from nasbench_grow.structure.discovery import discover as discover
 from nasbench_grow.structure.gating import GatedNetwork as GatedNetwork
 from nasbench_grow.structure.recalibrating import recalibrate as recalibrate
+from nasbench_grow.structure.registry import register_layer as register_layer
 from nasbench_grow.structure.selection import select as select
 from nasbench_grow.structure.selection import share_keys as share_keys
 from nasbench_grow.structure.selection import uniform_keys as uniform_keys

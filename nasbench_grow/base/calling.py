@@ -82,6 +82,12 @@ def batch_length(inputs: Any) -> int:
     return 1
 
 
+def first_sample(inputs: Any) -> Any:
+    """The first of the samples in a model's inputs; tensors without a batch axis stay as they are."""
+    samples = batch_length(inputs)
+    return map_tensors(lambda each: each[:1] if each.ndim and len(each) == samples else each, inputs)
+
+
 def shapes(inputs: Any) -> str:
     """The shapes of the tensors in a model's inputs, for a message."""
     return ", ".join(str(tuple(tensor.shape)) for tensor in tensors(inputs)) or "no tensor"

@@ -32,6 +32,7 @@ from nasbench_grow.structure.discovery import discover
 from nasbench_grow.structure.selection import check_granularity
 from nasbench_grow.structure.space import Space
 from nasbench_grow.structure.step_time import StepTime, Timing, share_of_dense
+from nasbench_grow.structure.subnetwork import detach_kept
 from nasbench_grow.structure.widths import output_channels
 
 
@@ -125,6 +126,7 @@ def grow(
     check_model(model)
     check_example(example)
     like = next(model.parameters(), tensors(example)[0])
+    detach_kept(model)
     dense, example = copy.deepcopy(model), to_device(example, like.device)
     settings = SamplingSettings() if settings is None else settings
     check_kind(settings)

@@ -1,7 +1,8 @@
 """A network's architecture as text, and back: no pickle, and no class instance is needed where timm made the original.
 
 The text is JSON: which timm model it was made from and how (:mod:`nasbench_grow.structure.origin`), which layers are
-gone, the shape of every tensor that changed and, of those that became longer, the shape that they had.
+gone, the shape of every tensor that changed, of those that became longer the shape that they had, and attributes that
+count what has shrunk (:mod:`nasbench_grow.structure.attributes`).
 A saved network is one safetensors file with this text in its header, and with what tells whether the network that is
 loaded is the one that was saved (:mod:`nasbench_grow.structure.answers`).
 """
@@ -22,9 +23,9 @@ from torch import Tensor, nn
 from nasbench_grow.base.errors import UserError, one_line
 from nasbench_grow.base.files import write_whole
 from nasbench_grow.base.given import check_model, path_of
-from nasbench_grow.structure import origin
+from nasbench_grow.structure import attributes, origin
 from nasbench_grow.structure.answers import answers, difference
-from nasbench_grow.structure.subnetwork import fit
+from nasbench_grow.structure.subnetwork import detach_kept, fit
 from nasbench_grow.structure.widening import NEW, resample
 
 FORMAT = "nasbench-grow 1"
@@ -69,6 +70,9 @@ def describe(network: nn.Module, full: nn.Module) -> str:
     made_by = origin.origin_of(full)
     known_as = FORMAT_CHANGED if "changes" in made_by else FORMAT
     plan = {"format": known_as, **made_by, "removed": removed, "shapes": changed}
+    sizes = attributes.changed(network, full)
+    if sizes:
+        plan["attributes"] = sizes
     wider = {name: whole[name] for name, shape in changed.items() if _is_longer(shape, whole[name])}
     if wider:
         plan["wider"] = wider
@@ -92,7 +96,7 @@ def rebuild(text: str, full: nn.Module | None = None) -> nn.Module:
         backbone, options, removed, shapes = (plan[key] for key in ("backbone", "options", "removed", "shapes"))
         if plan["format"] not in (FORMAT, FORMAT_CHANGED):
             raise ValueError(plan["format"])
-        wider, changes = plan.get("wider", {}), plan.get("changes", {})
+        wider, changes, sizes = (plan.get(key, {}) for key in ("wider", "changes", "attributes"))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{str(text)[:40]!r}... is not an architecture of format {FORMAT!r}; give what describe() gave"
@@ -111,6 +115,7 @@ def rebuild(text: str, full: nn.Module | None = None) -> nn.Module:
                 "instance of it: load(path, model=...)"
             ) from error
     check_model(full)
+    detach_kept(full)
     network = copy.deepcopy(full)
     tied: dict[int, Tensor] = {}
     kept: list[Tensor] = []  # so that no new tensor gets the id of an old one
@@ -137,6 +142,12 @@ def rebuild(text: str, full: nn.Module | None = None) -> nn.Module:
             f"the architecture does not fit {type(full).__name__}: {error}; give the model it came from"
         ) from error
     fit(network, full)
+    try:
+        attributes.put(network, sizes)
+    except (AttributeError, TypeError) as error:
+        raise UserError(
+            f"the architecture does not fit {type(full).__name__}: {error}; give the model it came from"
+        ) from error
     return network
 
 

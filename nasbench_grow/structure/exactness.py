@@ -41,13 +41,22 @@ def masked(space: Space, model: nn.Module, present: Tensor, example: Any) -> Any
         tensor: Tensor = parameter
         for dim in range(tensor.ndim):
             owner = space.owners.get((name, dim))
-            if owner is not None:
+            if owner is not None and not _has_scale(space, name, dim):
                 there = (owner < 0) | kept[owner.clamp(min=0)]
                 shape = [-1 if axis == dim else 1 for axis in range(tensor.ndim)]
                 tensor = tensor * there.to(tensor).view(shape)
         scaled[name] = tensor
-    with _absent_layers(space, model, present), _norms_over_present(space, model, kept):
+    with _absent_layers(space, model, present), _norms_over_present(space, model, kept), _module_by_module():
         return functional_call(model, scaled, *arguments(example))
+
+
+def _has_scale(space: Space, name: str, dim: int) -> bool:
+    """Whether a tensor is the direction of a normalised weight: it stays away where its scale is zero, and a direction
+    of zeros could not be normalised."""
+    for direction, scale in (("original1", "original0"), ("weight_v", "weight_g")):
+        if name.endswith(f".{direction}"):
+            return (name.removesuffix(direction) + scale, dim) in space.owners
+    return False
 
 
 @contextmanager
@@ -76,12 +85,30 @@ def _absent_layers(space: Space, model: nn.Module, present: Tensor) -> Iterator[
 
 
 @contextmanager
+def _module_by_module() -> Iterator[None]:
+    """Lets PyTorch's transformer layers call their norms, which they otherwise skip in evaluation."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
 def _norms_over_present(space: Space, model: nn.Module, present: Tensor) -> Iterator[None]:
     """Lets normalisations across channels see the present channels only."""
     hooks = []
     for name, module in model.named_modules():
         owner = space.owners.get((f"{name}.weight", 0))
-        across = isinstance(module, nn.LayerNorm) or (isinstance(module, nn.GroupNorm) and module.num_groups == 1)
+        if owner is None:  # one without weights may say how many channels it takes
+            sizes = (space.attributes.get((name, *size)) for size in (("normalized_shape", 0), ("num_channels", None)))
+            owner = next((size for size in sizes if size is not None), None)
+        if len(getattr(module, "normalized_shape", (1,))) > 1:
+            continue
+        across = isinstance(module, (nn.LayerNorm, nn.RMSNorm)) or (
+            isinstance(module, nn.GroupNorm) and module.num_groups == 1
+        )
         if owner is not None and across:
             kept = torch.nonzero((owner < 0) | present[owner.clamp(min=0)]).flatten()
             hooks.append(module.register_forward_hook(lambda *call, kept=kept: _over(kept, *call)))
@@ -101,7 +128,7 @@ def _over(kept: Tensor, module: nn.Module, arguments: tuple[Tensor], output: Ten
     narrow = copy.copy(module)
     parameters: dict[str, Any] = module._parameters
     narrow._parameters = {key: None if full is None else full[kept] for key, full in parameters.items()}
-    if isinstance(narrow, nn.LayerNorm):
+    if isinstance(narrow, (nn.LayerNorm, nn.RMSNorm)):
         narrow.normalized_shape = (len(kept),)
     elif isinstance(narrow, nn.GroupNorm):
         narrow.num_channels = len(kept)

@@ -19,6 +19,7 @@ from nasbench_grow.base.given import check_model
 from nasbench_grow.structure.given import check_present
 from nasbench_grow.structure.recurrent import flatten
 from nasbench_grow.structure.space import Space
+from nasbench_grow.structure.subnetwork import detach_kept
 
 
 class GatedNetwork(nn.Module):
@@ -73,6 +74,7 @@ class GatedNetwork(nn.Module):
 
     def fold(self, gates: Tensor | None = None) -> nn.Module:
         """A copy of the sub-network with the scales multiplied into its weights; None: all are 1."""
+        detach_kept(self.network)
         network = copy.deepcopy(self.network)
         if gates is not None:
             with torch.no_grad():

@@ -138,7 +138,8 @@ class _Fit:
         """The costs of weights that the counter agrees with, module by module, for every structure seen."""
         of_module: dict[str, list[WeightCost]] = defaultdict(list)
         for cost in self.space.costs:
-            of_module[_module(cost)].append(cost)
+            if cost.axes:
+                of_module[_module(cost)].append(cost)
         right = []
         for module, costs in of_module.items():
             alone = replace(self.space, costs=costs, constant_macs=0.0)

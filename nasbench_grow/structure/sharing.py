@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nasbench_grow.structure.attributes import set_attributes
 from nasbench_grow.structure.given import check_space
 from nasbench_grow.structure.recurrent import RECURRENT
 from nasbench_grow.structure.space import Space
@@ -91,6 +92,7 @@ class _Path:
         made |= {buffer.name: buffer().clone() for buffer in buffers}
         replace_tensors(self.network, lambda name, _: made[name])
         fit(self.network, dense)
+        set_attributes(space, present, self.network)
 
     def __call__(self, inputs: Any) -> Any:
         for module, original in self.modules:

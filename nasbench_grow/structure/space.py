@@ -113,6 +113,8 @@ class Space:
         fixed: what cannot be grown, and why.
         costs: the MACs of every weight, and of all other products.
         constant_macs: MACs that no structure changes.
+        attributes: those in which modules keep the length of something that shrinks (module, attribute, and the place
+            in it where it is a list or tuple), each with the owner of every entry that it counts.
     """
 
     groups: list[ChannelGroup]
@@ -124,6 +126,7 @@ class Space:
     shapes: dict[str, tuple[int, ...]]
     costs: list[WeightCost] = field(default_factory=list)
     constant_macs: float = 0.0
+    attributes: dict[tuple[str, str, int | None], Tensor] = field(default_factory=dict)
 
     @property
     def filters(self) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nasbench_grow.structure import attention, recurrent
+from nasbench_grow.structure.attributes import set_attributes
 from nasbench_grow.structure.given import check_structures
 from nasbench_grow.structure.space import Space
 
@@ -37,11 +38,13 @@ def extract(space: Space, dense: nn.Module, present: Tensor) -> nn.Module:
     network = skeleton(space, dense, present)
     replace_tensors(network, lambda name, tensor: _cut(space, present, name, tensor))
     fit(network, dense)
+    set_attributes(space, present, network)
     return recurrent.flatten(network)
 
 
 def skeleton(space: Space, dense: nn.Module, present: Tensor) -> nn.Module:
     """The modules of the sub-network of ``present``, still of the dense network's sizes and with its very tensors."""
+    detach_kept(dense)
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*dense.parameters(), *dense.buffers())}
     for index, layer in enumerate(space.layers):
         if not space.layer_present(present, index):
@@ -50,16 +53,30 @@ def skeleton(space: Space, dense: nn.Module, present: Tensor) -> nn.Module:
 
 
 def replace_tensors(network: nn.Module, make: Callable[[str, Tensor], Tensor]) -> None:
-    """Puts what ``make`` gives for the name and values of each parameter and buffer in its place."""
+    """Puts what ``make`` gives for the name and values of each parameter and buffer in its place; a tensor that several
+    modules have stays one."""
+    done: dict[int, Tensor] = {}
+    replaced = []  # kept alive, or another tensor might get the identity of one
     for prefix, module in network.named_modules():
         for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is None:
                 continue
-            made = make(f"{prefix}.{key}" if prefix else key, tensor.detach())
-            if key in module._parameters:
-                module._parameters[key] = nn.Parameter(made, requires_grad=tensor.requires_grad)
-            else:
-                module._buffers[key] = made
+            if id(tensor) not in done:
+                made = make(f"{prefix}.{key}" if prefix else key, tensor.detach())
+                parameter = key in module._parameters
+                done[id(tensor)] = nn.Parameter(made, requires_grad=tensor.requires_grad) if parameter else made
+                replaced.append(tensor)
+            tensors: dict[str, Any] = module._parameters if key in module._parameters else module._buffers
+            tensors[key] = done[id(tensor)]
+
+
+def detach_kept(model: nn.Module) -> None:
+    """Takes the history, with which no module can be copied, from tensors that modules keep as plain attributes:
+    weights that a normalisation computed, say. Every forward pass computes them anew."""
+    for module in model.modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                vars(module)[key] = value.detach()
 
 
 def fit(network: nn.Module, full: nn.Module) -> None:
@@ -75,9 +92,10 @@ def fit(network: nn.Module, full: nn.Module) -> None:
             recurrent.resize(module, original)
         elif attention.is_attention(original):
             attention.resize(module, original)
-        if not isinstance(getattr(module, "weight", None), Tensor):
+        weight = _weight(module)
+        if weight is None:
             continue
-        shape = module.weight.shape
+        shape = weight.shape
         if isinstance(module, nn.modules.conv._ConvNd):
             assert isinstance(original, nn.modules.conv._ConvNd)
             if module.transposed:
@@ -88,19 +106,33 @@ def fit(network: nn.Module, full: nn.Module) -> None:
                 module.in_channels, module.out_channels = shape[1] * module.groups, shape[0]
         elif isinstance(module, nn.Linear):
             module.out_features, module.in_features = shape
-        elif isinstance(module, nn.Embedding):
+        elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             module.embedding_dim = shape[1]
+        elif isinstance(module, nn.Bilinear):
+            module.out_features, module.in1_features, module.in2_features = shape
         elif isinstance(module, nn.GroupNorm):
             assert isinstance(original, nn.GroupNorm)
             if original.num_groups > 1:
                 module.num_groups = original.num_groups * shape[0] // original.num_channels
             module.num_channels = shape[0]
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
             module.normalized_shape = tuple(shape)
         elif isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)):
             module.num_features = shape[0]
         elif isinstance(module, nn.PReLU):
             module.num_parameters = shape[0]
+
+
+def _weight(module: nn.Module) -> Tensor | None:
+    """The weight of a module, or the tensor of the same shape that a reparametrization computes it from."""
+    parametrized = getattr(module, "parametrizations", None)
+    if parametrized is not None and "weight" in parametrized:
+        pair = parametrized.weight
+        return pair.original1 if hasattr(pair, "original1") else pair.original
+    for key in ("weight_orig", "weight_v", "weight"):
+        if isinstance(getattr(module, key, None), Tensor):
+            return getattr(module, key)
+    return None
 
 
 def absorb(space: Space, dense: nn.Module, present: Tensor, network: nn.Module) -> None:
