@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,7 +97,8 @@ def grow(
             without its absent channels.
 
     Warns:
-        UserWarning: no network of this space comes close to the budget, or the paper's masks missed it.
+        UserWarning: no network of this space comes close to the budget, or the paper's masks missed it; the loader's
+            inputs are of another shape than the example.
     """
     if epochs < 1:
         raise UserError(f"epochs {epochs} is below 1; give the number of passes over the loader")
@@ -152,6 +154,12 @@ def grow(
     network.eval().zero_grad()
     job.check_returned(network, last)
     check_spent(growing)
+    if last.shape[1:] != example.shape[1:]:
+        warnings.warn(
+            f"inputs have the shape {tuple(last.shape[1:])}, the example {tuple(example.shape[1:])}: MACs are those "
+            "of inputs like the example",
+            stacklevel=2,
+        )
     dense_macs = count_macs(dense, example)
     return Grown(
         network=network,
