@@ -28,11 +28,18 @@ class Zero(nn.Module):
         super().__init__()
         self.stem, self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 1), nn.Conv2d(12, 8, 1)
         self.fc = nn.Linear(8, 4)
-        shapes = {"image": (1, 8, 1, 1), "scalar": (), "vector": (8,), "one": (1,), "buffer": (1, 8, 1, 1)}
+        shapes = {
+            "image": (1, 8, 1, 1),
+            "scalar": (),
+            "vector": (8,),
+            "one": (1,),
+            "buffer": (1, 8, 1, 1),
+            "scalar buffer": (),
+        }
         if start == "convolution":
             nn.init.zeros_(self.b.weight)
             nn.init.zeros_(self.b.bias)
-        elif start == "buffer":
+        elif "buffer" in start:
             self.register_buffer("scale", torch.zeros(shapes[start]))
         elif start == "norm":
             self.norm = nn.BatchNorm2d(8)
@@ -128,7 +135,7 @@ class Logarithm(nn.Module):
 HIDDEN: dict[str, tuple[Callable[[], nn.Module], Tensor, set[str]]] = {
     **{
         f"zero {start}": (lambda start=start: Zero(start), IMAGE, {"a"})
-        for start in ("convolution", "image", "scalar", "vector", "one", "buffer", "norm")
+        for start in ("convolution", "image", "scalar", "vector", "one", "buffer", "scalar buffer", "norm")
     },
     "skip between two widths": (lambda: Skips(12), IMAGE, {"b"}),
     "skip between two widths, narrower": (lambda: Skips(5), IMAGE, {"a"}),

@@ -157,6 +157,11 @@ def test_einsum_costs_the_product_of_the_axes_of_each_pair(
         (lambda x, w: torch.addmm(torch.zeros(4), x, w), [(2, 3), (3, 4)], 3 * 4),
         (lambda x, w: torch.baddbmm(torch.zeros(1), x, w), [(2, 3, 4), (2, 4, 5)], 3 * 4 * 5),
         (F.linear, [(2, 5, 3), (4, 3)], 5 * 3 * 4),
+        (torch.inner, [(2, 5, 3), (4, 3)], 5 * 3 * 4),
+        (lambda x, w: torch.tensordot(x, w, dims=2), [(2, 4, 3), (4, 3, 6)], 4 * 3 * 6),
+        (lambda x, w: torch.tensordot(x, w, dims=([2], [0])), [(2, 4, 3), (3, 6)], 4 * 3 * 6),
+        (lambda w, x: torch.addmv(torch.zeros(2), w, x), [(2, 3), (3,)], 3),
+        (F.bilinear, [(2, 5, 3), (2, 5, 4), (6, 3, 4)], 5 * 6 * 3 * 4),
         (F.scaled_dot_product_attention, [(2, 4, 5, 8), (2, 4, 7, 8), (2, 4, 7, 6)], 4 * 5 * 7 * (8 + 6)),
     ],
 )

@@ -95,6 +95,12 @@ def test_training_is_billed_for_the_inputs_that_ran() -> None:
     assert found.macs == found.dense_macs and found.train_macs <= found.dense_train_macs
 
 
+def test_inputs_of_another_shape_than_the_example_are_spoken_of() -> None:
+    larger = [(torch.randn(8, 1, 12, 12), torch.randint(10, (8,))) for _ in range(4)]
+    with pytest.warns(UserWarning, match=r"inputs have the shape \(1, 12, 12\), the example \(1, 8, 8\)"):
+        grown(larger)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

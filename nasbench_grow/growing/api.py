@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,7 +111,8 @@ def grow(
             network that is not what the model is without its absent channels.
 
     Warns:
-        UserWarning: no network of this space comes close to the budget, or the paper's masks missed it.
+        UserWarning: no network of this space comes close to the budget, or the paper's masks missed it; the loader's
+            inputs are of another shape than the example.
     """
     check_arguments(
         epochs=epochs,
@@ -178,6 +180,13 @@ def grow(
     network.eval().zero_grad()
     job.check_returned(network, last)
     check_spent(growing)
+    shapes, known = ([tuple(each.shape[1:]) for each in tensors(inputs)] for inputs in (last, example))
+    if shapes != known:
+        warnings.warn(
+            f"inputs have the shape {_listed(shapes)}, the example {_listed(known)}: MACs are those of inputs like the "
+            "example",
+            stacklevel=2,
+        )
     dense_macs = count_macs(dense, example)
     return Grown(
         network=network,
@@ -189,6 +198,10 @@ def grow(
         history=history,
         example=example,
     )
+
+
+def _listed(shapes: list[tuple[int, ...]]) -> str:
+    return ", ".join(map(str, shapes))
 
 
 def _follow(run: Run, recipe: OwnRecipe, bar: Any) -> tuple[list[dict[str, Any]], nn.Module]:

@@ -36,7 +36,7 @@ def randomised(model: nn.Module, precision: torch.dtype = torch.double) -> nn.Mo
     for parameter in probe.parameters():
         parameter.data = _off_its_start(parameter.detach(), generator)
     for buffer in probe.buffers():
-        if buffer.is_floating_point() and buffer.numel() > 1 and not buffer.any():  # a shift or a scale that is learnt
+        if buffer.is_floating_point() and not buffer.any():  # a shift or a scale that is learnt
             buffer.copy_(_positive(buffer, generator))
     return probe
 
