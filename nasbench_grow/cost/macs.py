@@ -123,33 +123,36 @@ def _warn_uncounted(trace: JitModelAnalysis) -> None:
 
 @contextmanager
 def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode without gradients; training flags, hooks, what a recurrent network hands from batch to batch and
-    the random generators are as before afterwards, even after an error."""
+    """Evaluation mode without gradients; the attributes of all modules (training flags, hooks, what a recurrent network
+    hands from batch to batch) and the random generators are as before afterwards, even after an error."""
     modules, states = list(model.modules()), randomness.states(device)
-    training = [module.training for module in modules]
-    hooks = [(dict(module._forward_pre_hooks), dict(module._forward_hooks)) for module in modules]
-    buffers = [dict(module._buffers) for module in modules]
-    compiled = [module._compiled_call_impl for module in modules]
-    for module in modules:
-        module._compiled_call_impl = None  # what Module.compile made cannot be traced
+    attributes = [dict(vars(module)) for module in modules]
+    tables = [
+        [(table, dict(table)) for table in vars(module).values() if isinstance(table, dict)] for module in modules
+    ]
+    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it would hide nn.MultiheadAttention's products in one opaque op
-    randomness.seed_all(0)  # a model may choose its way by chance
+    for module in modules:
+        module._compiled_call_impl = None  # what Module.compile made cannot be traced
     model.eval()
+    randomness.seed_all(0)  # a model may choose its way by chance
     try:
         with torch.no_grad():
             yield
     finally:
-        for module, call in zip(modules, compiled, strict=True):
-            module._compiled_call_impl = call
         randomness.put_back(states, device)
         torch.backends.mha.set_fastpath_enabled(fastpath)
-        for module, flag, held, (before, after) in zip(modules, training, buffers, hooks, strict=True):
-            module.training = flag
-            module._buffers.update(held)
-            for current, saved in ((module._forward_pre_hooks, before), (module._forward_hooks, after)):
-                current.clear()
-                current.update(saved)
+        for module, held, kept in zip(modules, attributes, tables, strict=True):
+            vars(module).clear()
+            vars(module).update(held)
+            for table, entries in kept:
+                table.clear()
+                table.update(entries)
+        for buffer, value in values:
+            if not torch.equal(buffer, value):
+                with torch.no_grad():
+                    buffer.copy_(value)
 
 
 def _trace(model: nn.Module, example: Example, found: list[Product] | None = None) -> JitModelAnalysis:
