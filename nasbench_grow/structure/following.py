@@ -6,6 +6,7 @@ the sites that were in it, then with the output of the modules around them as wi
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections import Counter, defaultdict
@@ -22,6 +23,8 @@ from nasbench_grow.structure.recurrent import RECURRENT, input_axes, with_stand_
 from nasbench_grow.structure.space import Axis, Layer, Space, WeightCost
 
 _STAND_IN = ".stand_in.weight"
+_ATTEMPTS = 40
+"""How many other ways are tried before what does not run is fixed."""
 
 
 def followed(probe: nn.Module, example: Tensor, blocks: list[Layer], plain: list[Layer], dense_macs: int) -> Space:
@@ -40,7 +43,7 @@ def followed(probe: nn.Module, example: Tensor, blocks: list[Layer], plain: list
     choices: dict[str, int] = defaultdict(int)
     ties: set[str] = set()
     rejected: dict[str, str] = {}
-    while True:
+    for attempt in itertools.count():
         couplings = FlowCouplings(probe)
         couplings.follow(example, choices, ties)
         if couplings.picks(choices):
@@ -48,10 +51,11 @@ def followed(probe: nn.Module, example: Tensor, blocks: list[Layer], plain: list
         space = couplings.space(blocks, plain, rates, dense_macs, rejected)
         reasons = unfaithful(space, probe, example)
         if not reasons:
-            return space
+            break
         inside = couplings.sites_of(space, reasons)
-        if not _try_otherwise(inside, choices, ties):
+        if attempt >= _ATTEMPTS or not _try_otherwise(inside, choices, ties):
             rejected |= {name.partition("#")[0]: reason for name, reason in reasons.items()}
+    return space
 
 
 def _try_otherwise(sites: list[Site], choices: dict[str, int], ties: set[str]) -> bool:
