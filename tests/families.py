@@ -50,11 +50,6 @@ def _vgg() -> nn.Module:
 _REPVGG = tuple(ByoBlockCfg(type="rep", d=d, c=c, s=2, gs=0, br=1.0) for d, c in ((2, 24), (2, 48)))
 _SHORT = [2, 1, 1, 1]
 _NARROW = (32, 48, 64, 96)
-_DPN = tuple(  # split into a residual and a dense part of fixed widths
-    f"features.conv{stage}_1.c1x1_{conv}"
-    for stage, stride in ((2, 1), (3, 2), (4, 2), (5, 2))
-    for conv in (f"w_s{stride}.conv", "c1")
-)
 FAMILIES = {
     "resnet": Family(_timm("resnet50", layers=_SHORT, channels=_NARROW), 15, 1, "fc"),
     "seresnet": Family(_timm("seresnet18", layers=_SHORT, channels=_NARROW), 15, 1, "fc"),
@@ -76,7 +71,7 @@ FAMILIES = {
     "regnety": Family(_timm("regnety_002"), 31, 9, "head.fc"),
     "convnext": Family(_timm("convnext_atto", depths=(1, 1, 1, 1)), 8, 4, "head.fc"),
     "dla": Family(_timm("dla46_c"), 36, 6, "fc"),
-    "dpn": Family(_timm("dpn48b", k_sec=(1, 1, 1, 1)), 5, 0, "classifier", fixed=_DPN),
+    "dpn": Family(_timm("dpn48b", k_sec=(1, 1, 1, 1)), 5, 0, "classifier"),
     "inception": Family(_timm("inception_v3"), 94, 31, "fc", 75),
     "repvgg": Family(_timm("repvgg_a0", blocks=_REPVGG, stem_chs=16), 3, 0, "head.fc"),
     "darknet": Family(_timm("darknet17"), 11, 5, "head.fc"),

@@ -7,6 +7,8 @@ the network that its description gives against itself.
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +42,7 @@ from nasbench_grow.base.errors import UserError
 from nasbench_grow.structure.exactness import masked
 from nasbench_grow.structure.gating import GatedNetwork
 
+PAGE = Path(__file__).parent.parent / "docs" / "layers.md"
 IMAGE, TOKENS = (1, 3, 8, 8), (1, 5, 8)
 STEM, MLP = {"0": 16}, {"2": 12}
 """The groups of ``image`` and ``tokens``, with one module between their ends."""
@@ -269,6 +272,14 @@ def test_a_layer_that_is_registered_is_cut_as_its_author_says():
             ng.extract(space, model, present)(inputs), masked(space, model, present, inputs), atol=1e-6
         )
     assert ng.extract(space, model, present)[1].scale.shape == (1,)
+
+
+def test_the_example_of_the_page_on_layers_runs():
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    shown: dict = {}
+    exec(example, shown)
+    assert [tuple(parameter.shape) for parameter in shown["small"][1].parameters()] == [(1,)]
+    assert shown["space"].widths(shown["space"].full()) == {"0": 16}
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,11 @@ from nasbench_grow.structure.flow import Flow, Site, Vector, size_attributes
 from nasbench_grow.structure.rates import weight_rates
 from nasbench_grow.structure.recurrent import RECURRENT, input_axes, with_stand_ins
 from nasbench_grow.structure.space import Axis, Layer, Space, WeightCost
-from nasbench_grow.structure.trial import UNSETTLED, Trial, everything
+from nasbench_grow.structure.trial import MOST_ROUNDS, UNSETTLED, Trial, everything
 
-MOST_TRIES = 60
-"""How many ways in which channels may leave are tried."""
 _STAND_IN = ".stand_in.weight"
+_ATTEMPTS = 40
+"""How many other ways are tried before what does not run is fixed."""
 
 
 def followed(trial: Trial) -> Space:
@@ -36,7 +36,7 @@ def followed(trial: Trial) -> Space:
     choices: dict[str, int] = defaultdict(int)
     ties: set[str] = set()
     rejected: dict[str, str] = {}
-    for _ in range(MOST_TRIES):
+    for attempt in range(_ATTEMPTS + MOST_ROUNDS):
         couplings = FlowCouplings(module)
         couplings.follow(inputs, choices, ties)
         if couplings.picks(choices):
@@ -46,7 +46,7 @@ def followed(trial: Trial) -> Space:
         if isinstance(found, Space):
             return found
         inside = couplings.sites_of(space, found)
-        if not _try_otherwise(inside, choices, ties):
+        if attempt >= _ATTEMPTS or not _try_otherwise(inside, choices, ties):
             rejected |= {name.partition("#")[0]: reason for name, reason in found.items()}
     return couplings.space([], [], rates, trial.dense_macs, everything(space, UNSETTLED) | rejected)
 
