@@ -395,7 +395,7 @@ def _grow(arguments: argparse.Namespace) -> int:
     macs = dense.macs(cell.backbone, cell.task)
     with epoch_lines(cell, macs, lambda accuracy: f"accuracy {accuracy:.1%}") as tell:
         record = _followed(cell, store, tell, arguments.tensorboard)
-    print(describe(record))
+    print(describe(record, "validation"))
     if record["status"] == "ok":
         command = ["nasbench-grow", *arguments.words]
         for line in ship(cell, store, folder, class_names=task.class_names, command=command):

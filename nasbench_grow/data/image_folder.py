@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 from torchvision.transforms import v2
@@ -51,7 +53,14 @@ class _View:
 
     def __call__(self, sample: Sample) -> Shown:
         path, label = sample
-        return self.transform(read_image(path).convert("RGB")), torch.tensor(label)
+        return self.transform(_in_colour(read_image(path))), torch.tensor(label)
+
+
+def _in_colour(image: Image.Image) -> Image.Image:
+    """The image in RGB, also one of 16 bits a pixel, of which Pillow would cut off all that is above 255."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image, dtype=np.float32) / 257).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _centre(size: int) -> _View:

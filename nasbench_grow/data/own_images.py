@@ -153,7 +153,11 @@ def read_folder(folder: Path, val_share: float, seed: int) -> Tree:
 
     if not folder.is_dir():
         raise UserError(f"no folder {str(folder)!r}; give the folder that holds the images, one sub-folder a class")
-    train, val = (next((folder / name for name in names if (folder / name).is_dir()), None) for names in (TRAIN, VAL))
+    train, val = (
+        next((folder / name for name in names if _holds_folders(folder / name)), None) for names in (TRAIN, VAL)
+    )
+    if train is None and val is not None:
+        raise UserError(f"{folder} has {val.name!r}, but no 'train' beside it; give the folder that holds both")
     if train is None or val is None:
         class_names, samples = read_tree(folder if train is None else train)
         _check_classes(folder, class_names)
@@ -167,6 +171,11 @@ def read_folder(folder: Path, val_share: float, seed: int) -> Tree:
         raise UserError(f"{val} has the class {unknown[0]!r}, {train} has not; give both the same sub-folders")
     places = [class_names.index(name) for name in val_names]
     return Tree(class_names, samples, [(path, places[label]) for path, label in val_samples], made_split=False)
+
+
+def _holds_folders(folder: Path) -> bool:
+    """Whether a folder is a part of a divided tree; one called ``train`` may as well hold the images of trains."""
+    return folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
 
 
 def _check_classes(folder: Path, class_names: Sequence[str]) -> None:

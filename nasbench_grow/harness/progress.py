@@ -39,14 +39,18 @@ def epoch_lines(cell: Cell, dense_macs: int, metric: Callable[[float], str]) -> 
     ) as bar:
 
         def advance(entry: dict[str, Any]) -> None:
-            # counted over all of the run, also where it was taken up again
-            left = entry["wall_s"] / entry["epoch"] * max(0, cell.epochs - entry["epoch"])
+            number, of = entry["epoch"], f"/{cell.epochs}"
             state = f"loss {entry['loss']:.3f}, {metric(entry['val_metric'])}, MACs {entry['macs'] / dense_macs:.2f}"
-            line = f"{state} of dense, about {duration(left)} left"
+            line = f"{state} of dense"
+            if number <= cell.epochs:  # counted over all of the run, also where it was taken up again
+                left = entry["wall_s"] / number * (cell.epochs - number)
+                line += f", about {duration(left)} left"
+            else:  # of a method that trains again: how long, it alone knows
+                of = ""
             bar.set_postfix_str(line, refresh=False)
             bar.update()
             if bar.disable:
-                print(f"epoch {entry['epoch']}/{cell.epochs}: {line}", file=sys.stderr)
+                print(f"epoch {number}{of}: {line}", file=sys.stderr)
 
         yield advance
 
@@ -130,15 +134,15 @@ def _advance(bar: tqdm[Any], entry: dict[str, Any]) -> None:
     bar.update()
 
 
-def describe(record: Record) -> str:
-    """The outcome of a cell in a few words."""
+def describe(record: Record, split: str = "test") -> str:
+    """The outcome of a cell in a few words; ``split`` is what its test split is called."""
     if record["status"] != "ok":
         return f"{record['status']}: {record['error']}"
     metric = record["test_metric"]  # null for a number that JSON cannot spell: the perplexity of a bad language model
     missed = ", not its budget" if record["meets_budget"] is False else ""
     return ", ".join(
         [
-            f"ok: test {record['metric']} {'infinite' if metric is None else f'{metric:.4f}'}",
+            f"ok: {split} {record['metric']} {'infinite' if metric is None else f'{metric:.4f}'}",
             f"MACs {record['macs'] / record['dense_macs']:.3f} of dense{missed}",
             f"training MACs {record['train_macs'] / record['dense_train_macs']:.3f} of dense",
             duration(record["total_s"]),
