@@ -43,16 +43,13 @@ def run_words(results, **changes):
     return ["run", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
 
 
-def test_help_and_bad_words_answer_without_pytorch_and_a_list_of_methods_with_little_else():
+def test_help_and_bad_words_answer_without_pytorch():
     program = (
         "import sys; from nasbench_grow import cli\n"
         "for words in (['--help'], ['--version'], ['run', '--help'], ['rum']):\n"
         "    try: cli.main(words)\n"
         "    except SystemExit as end: print('ended with', end.code)\n"
-        "assert 'torch' not in sys.modules\n"
-        "cli.main(['list', 'methods'])\n"
-        "slow = {'scipy', 'timm', 'torchvision', 'torch_pruning', 'pandas', 'matplotlib', 'sympy', 'nni'}\n"
-        "assert not slow & set(sys.modules), slow & set(sys.modules)"
+        "assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

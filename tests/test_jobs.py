@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 import psutil
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nasbench_grow import cli
 from nasbench_grow.harness import jobs, reproduce
@@ -192,6 +194,33 @@ def test_a_cell_waits_for_its_source_and_a_busy_one_comes_last() -> None:
     assert taken() == [(dependent, False)]
     agenda.done(dependent, busy=False)
     assert not agenda.left
+
+
+NAMES = ("dense", "grow", "retrain", "retrain[of=retrain]", "retrain[of=grow[growth=0.3]]", "dense_short")
+
+
+@given(
+    chosen=st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 2)), min_size=1, unique=True),
+    places=st.integers(1, 4),
+    data=st.data(),
+)
+def test_whatever_ends_first_each_cell_ends_once_and_after_its_sources(
+    chosen: list[tuple[str, int]], places: int, data: st.DataObject
+) -> None:
+    cells = [cell(name, seed, epochs=2) for name, seed in chosen]
+    agenda = jobs._Agenda(cells, dict.fromkeys(reproduce.with_sources(cells)))
+    running: list[Task] = []
+    ended: list[Cell] = []
+    while agenda.left:
+        while len(running) < places and (task := agenda.next()) is not None:
+            assert not set(reproduce.with_sources([task.cell])[:-1]) & set(cells) - set(ended)
+            running.append(task)
+        assert running, "something can always be done"
+        task = running.pop(data.draw(st.integers(0, len(running) - 1)))
+        busy = not task.wait and data.draw(st.booleans())
+        agenda.done(task.cell, busy=busy)
+        ended += [] if busy else [task.cell]
+    assert not running and sorted(ended, key=str) == sorted(set(cells), key=str)
 
 
 def test_the_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

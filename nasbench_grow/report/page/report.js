@@ -1,5 +1,6 @@
 "use strict";
-// The data come from the records; nothing is computed here but what is shown of them, and in which order.
+// The numbers come from the records; computed here is only which of them are shown, in which order, and which of the
+// points that are shown no other one beats.
 const { blocks, costs } = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -77,7 +78,8 @@ function drawTable() {
     if (column === sorting.column) th.setAttribute("aria-sort", sorting.descending ? "descending" : "ascending");
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: head });
     button.addEventListener("click", () => {
-      sorting.descending = column === sorting.column ? !sorting.descending : column > 1;
+      const smallFirst = column < 2 || (block.lower && head.includes(block.metric.split(" ")[1]) && !head.startsWith("over"));
+      sorting.descending = column === sorting.column ? !sorting.descending : !smallFirst;
       sorting.column = column;
       drawTable();
     });
