@@ -36,7 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     odd = [record(name, 0.5, seed, epochs=10, beside=2) for name in NAMES for seed in range(2)]
     words = {"task": "words", "metric": "perplexity", "higher_is_better": False, "metric_scale": 1.0}
     words |= {"metric_unit": "", "comparison_key": "w" * 16}
-    other = [record(method, 0.5, 0, **words) for method in ("grow", "uniform")]
+    metrics = {"grow": 70.0, "uniform": 60.0}
+    other = [record(method, 0.5, 0, test_metric=value, **words) for method, value in metrics.items()]
     return write(tmp_path_factory.mktemp("results"), [*full_comparison(), *odd, *other])
 
 
@@ -134,6 +135,8 @@ addEventListener("load", () => setTimeout(() => {
   told.layers = document.getElementById("widths").layout.yaxis.ticktext;
   choose("task", "words");
   told.words = heads();
+  click("test perplexity");
+  told.least_first = column(heads().indexOf("test perplexity"));
   document.body.replaceChildren(Object.assign(document.createElement("pre"), { textContent: JSON.stringify(told) }));
 }, 500));
 </script>
@@ -166,4 +169,6 @@ def test_in_a_browser_it_loads_without_an_error_sorts_and_filters(folder: Path, 
     assert told["axis"] == interactive.COSTS["wall_s"]
     runs = {(run["method"], run["budget"], run["seed"]): run for run in data["blocks"][0]["runs"]}
     assert told["curve"] == runs["grow", 0.5, 2]["cost"] and told["layers"] == data["blocks"][0]["layers"]
+    words = [row["texts"][told["words"].index("test perplexity")] for row in data["blocks"][1]["rows"]]
+    assert told["least_first"] == sorted(words), "of a metric that is better lower"
     assert told["words"] == data["blocks"][1]["heads"] and "test perplexity" in told["words"]

@@ -83,6 +83,7 @@ def _block(
     """One comparison: its table, what is drawn of each row, and how its cells grew."""
     block = part.block
     texts = part.rows.to_numpy().tolist()
+    errors = [block.label(split) for split in ("val", "test")] if block.direction < 0 else []
     return {
         "name": block.name,
         "title": block.title,
@@ -93,6 +94,7 @@ def _block(
         "lower": block.direction < 0,
         "scale": block.scale,
         "heads": list(part.rows.columns),
+        "small_first": ["budget", "method", *errors],
         "rows": [
             {
                 **{name: row[name] for name in ("method", "budget", "family", "pareto")},

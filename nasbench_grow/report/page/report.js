@@ -78,8 +78,7 @@ function drawTable() {
     if (column === sorting.column) th.setAttribute("aria-sort", sorting.descending ? "descending" : "ascending");
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: head });
     button.addEventListener("click", () => {
-      const smallFirst = column < 2 || (block.lower && head.includes(block.metric.split(" ")[1]) && !head.startsWith("over"));
-      sorting.descending = column === sorting.column ? !sorting.descending : !smallFirst;
+      sorting.descending = column === sorting.column ? !sorting.descending : !block.small_first.includes(head);
       sorting.column = column;
       drawTable();
     });
