@@ -132,6 +132,7 @@ class Probe:
         """What holds during one call of the module or of a copy of it."""
         stack = ExitStack()
         stack.enter_context(self._anew(device_of(self.inputs)))
+        stack.enter_context(_buffers_kept(root))
         if self.training:
             stack.enter_context(_in_training(root))
         default = torch.get_default_dtype()
@@ -200,6 +201,21 @@ def probe_of(model: nn.Module, example: Any) -> Probe:
         f"cannot examine a copy of {type(model).__name__} on an input of shape {shapes(example)}: {reason}; "
         "give a model that runs on several random inputs and can be copied"
     )
+
+
+@contextmanager
+def _buffers_kept(root: nn.Module) -> Iterator[None]:
+    """Buffers are as before afterwards: some modules go on from call to call, with tensors that a copy may share."""
+    held = [(module, dict(module._buffers)) for module in root.modules()]
+    values = [(buffer, buffer.clone()) for buffer in root.buffers()]
+    try:
+        yield
+    finally:
+        for module, buffers in held:
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for buffer, value in values:
+                buffer.copy_(value)
 
 
 @contextmanager
