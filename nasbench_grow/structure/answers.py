@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from nasbench_grow.base.calling import call
+from nasbench_grow.base.trees import tensors
 
 ENTRIES = 16
 """So many numbers are kept of each tensor of the output."""
@@ -72,20 +73,8 @@ def _ask(network: nn.Module, inputs: Any, precision: str) -> list[dict[str, Any]
     random = np.random.RandomState(0)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        output = _call(asked, _drawn(inputs, random, torch.double if precision == "double" else None))
-    return [_summary(tensor) for tensor in _tensors(output)]
-
-
-def _call(network: nn.Module, inputs: Any) -> Any:
-    """A tuple holds what a network takes in order, a dict what it takes by keyword, unless it takes the thing whole."""
-    try:
-        if isinstance(inputs, tuple):
-            return network(*inputs)
-        if isinstance(inputs, dict):
-            return network(**inputs)
-    except TypeError:
-        pass
-    return network(inputs)
+        output = call(asked, _drawn(inputs, random, torch.double if precision == "double" else None))
+    return [_summary(tensor.real if tensor.is_complex() else tensor) for tensor in tensors(output)]
 
 
 def _summary(tensor: Tensor) -> dict[str, Any]:
@@ -97,21 +86,6 @@ def _summary(tensor: Tensor) -> dict[str, Any]:
         "largest": float(numbers.abs().max()) if len(numbers) else 0.0,
         "values": numbers[torch.from_numpy(places)].tolist(),
     }
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """The tensors of an output of any kind, in order."""
-    if isinstance(output, Tensor):
-        yield output.real if output.is_complex() else output
-    elif isinstance(output, dict):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, list | tuple):
-        for value in output:
-            yield from _tensors(value)
-    elif is_dataclass(output):
-        for field in fields(output):
-            yield from _tensors(getattr(output, field.name))
 
 
 def _recipe(example: Any, kind: str, words: int) -> Any:
