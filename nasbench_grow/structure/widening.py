@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nasbench_grow.base.errors import UserError, unknown
 from nasbench_grow.structure import recurrent
-from nasbench_grow.structure.given import check_space
+from nasbench_grow.structure.given import check_is_space, check_space
 from nasbench_grow.structure.space import Axis, ChannelGroup, Space
 from nasbench_grow.structure.subnetwork import fit, laid_out_like, replace_tensors
 
@@ -41,7 +41,7 @@ def widen(space: Space, dense: nn.Module, widths: Mapping[str, int], seed: int =
     Raises:
         UserError: no such group, no filter left in one, or the order of its filters in some tensor is unknown.
     """
-    check_space(space, dense)
+    check_is_space(space)
     if not isinstance(widths, Mapping):
         raise UserError(
             f"widths is a {type(widths).__name__}; give a dict of group names and widths, e.g. {{'conv1': 32}}"
@@ -49,6 +49,7 @@ def widen(space: Space, dense: nn.Module, widths: Mapping[str, int], seed: int =
     groups = {group.name: group for group in space.groups}
     for name, width in widths.items():
         _check(space, groups, name, width)
+    check_space(space, dense)
     changed = {groups[name]: width for name, width in widths.items() if width != groups[name].size}
     generator = torch.Generator().manual_seed(seed)
 
