@@ -23,8 +23,8 @@ from nasbench_grow.structure.recurrent import RECURRENT, input_axes, with_stand_
 from nasbench_grow.structure.space import Axis, Layer, Space, WeightCost
 
 _STAND_IN = ".stand_in.weight"
-_ATTEMPTS = 40
-"""How many other ways are tried before what does not run is fixed."""
+_CHECKS, _ATTEMPTS = 640, 12
+"""How many groups are checked in other ways before what does not run is fixed, and how often all are at least."""
 
 
 def followed(probe: nn.Module, example: Tensor, blocks: list[Layer], plain: list[Layer], dense_macs: int) -> Space:
@@ -53,7 +53,8 @@ def followed(probe: nn.Module, example: Tensor, blocks: list[Layer], plain: list
         if not reasons:
             break
         inside = couplings.sites_of(space, reasons)
-        if attempt >= _ATTEMPTS or not _try_otherwise(inside, choices, ties):
+        spent = attempt >= max(_ATTEMPTS, _CHECKS // max(len(space.groups), 1))
+        if spent or not _try_otherwise(inside, choices, ties):
             rejected |= {name.partition("#")[0]: reason for name, reason in reasons.items()}
     return space
 
