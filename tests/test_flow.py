@@ -295,3 +295,16 @@ def test_what_cannot_be_registered_is_said(arguments, said):
     layer, *sides = arguments
     with pytest.raises(UserError, match=said):
         ng.register_layer(layer, **dict(zip(("inputs", "outputs", "both"), sides, strict=False)))
+
+
+def test_a_block_that_is_given_more_than_its_input_is_not_itself_taken_for_a_layer():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(16, 16, 3, padding=1)
+
+        def forward(self, x, size):
+            return x + self.conv(x).view(-1, 16, size, size)
+
+    model = image(Does(lambda m, x: m.block(x, size=8), block=Block()))
+    assert [layer.paths for layer in ng.discover(model, torch.zeros(IMAGE)).layers] == [("1",)]

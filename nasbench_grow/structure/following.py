@@ -6,6 +6,7 @@ the sites that were in it, then with the output of the modules around them as wi
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections import Counter, defaultdict
@@ -24,8 +25,8 @@ from nasbench_grow.structure.space import Axis, Layer, Space, WeightCost
 from nasbench_grow.structure.trial import MOST_ROUNDS, UNSETTLED, Trial, everything
 
 _STAND_IN = ".stand_in.weight"
-_ATTEMPTS = 40
-"""How many other ways are tried before what does not run is fixed."""
+_CHECKS, _ATTEMPTS = 640, 12
+"""How many groups are checked in other ways before what does not run is fixed, and how often all are at least."""
 
 
 def followed(trial: Trial) -> Space:
@@ -36,7 +37,8 @@ def followed(trial: Trial) -> Space:
     choices: dict[str, int] = defaultdict(int)
     ties: set[str] = set()
     rejected: dict[str, str] = {}
-    for attempt in range(_ATTEMPTS + MOST_ROUNDS):
+    rounds = 0
+    for attempt in itertools.count():
         couplings = FlowCouplings(module)
         couplings.follow(inputs, choices, ties)
         if couplings.picks(choices):
@@ -46,8 +48,12 @@ def followed(trial: Trial) -> Space:
         if isinstance(found, Space):
             return found
         inside = couplings.sites_of(space, found)
-        if attempt >= _ATTEMPTS or not _try_otherwise(inside, choices, ties):
+        spent = attempt >= max(_ATTEMPTS, _CHECKS // max(len(space.groups), 1))
+        if spent or not _try_otherwise(inside, choices, ties):
             rejected |= {name.partition("#")[0]: reason for name, reason in found.items()}
+            rounds += 1
+        if rounds == MOST_ROUNDS:
+            break
     return couplings.space([], [], rates, trial.dense_macs, everything(space, UNSETTLED) | rejected)
 
 

@@ -81,8 +81,8 @@ def _watch(model: nn.Module, example: Any) -> _Calls:
     """Runs the model once and notes what goes through its modules."""
     calls = _Calls()
 
-    def before(name: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if len(arguments) == 1 and isinstance(arguments[0], Tensor):
+    def before(name: str, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if len(arguments) == 1 and not named and isinstance(arguments[0], Tensor):
             calls.inputs[name] = arguments[0]
             if name and any(True for _ in module.children()):
                 calls.copies[name] = arguments[0].clone()
@@ -95,7 +95,7 @@ def _watch(model: nn.Module, example: Any) -> _Calls:
 
     hooks = []
     for name, module in model.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda *call, name=name: before(name, *call)))
+        hooks.append(module.register_forward_pre_hook(lambda *call, name=name: before(name, *call), with_kwargs=True))
         hooks.append(module.register_forward_hook(lambda _, __, output, name=name: after(name, output)))
     with torch.no_grad():
         call(model, example)
