@@ -38,18 +38,15 @@ class CharacterModel(nn.Module):
         return self.decoder(self.upper(self.lower(self.embedding(characters))[0])[0])
 
 
-text = Path(options.text).read_text()
+text, length = Path(options.text).read_text(), options.length
 alphabet = sorted(set(text))
 numbers = torch.tensor([alphabet.index(character) for character in text])
-rows = numbers[: (len(numbers) - 1) // options.length * options.length + 1].unfold(
-    0, options.length + 1, options.length
-)
+rows = numbers.unfold(0, length + 1, length)
 batches = [(part[:, :-1], part[:, 1:]) for part in rows.split(options.batch_size)]
 
-model = CharacterModel(len(alphabet), options.units)
 grown = nasbench_grow.grow(
-    model,
-    torch.zeros(1, options.length, dtype=torch.long),
+    CharacterModel(len(alphabet), options.units),
+    torch.zeros(1, length, dtype=torch.long),
     batches,
     budget=0.5,
     epochs=options.epochs,
