@@ -6,7 +6,6 @@ the sites that were in it, then with the output of the modules around them as wi
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
 from collections import Counter, defaultdict
@@ -37,23 +36,22 @@ def followed(trial: Trial) -> Space:
     choices: dict[str, int] = defaultdict(int)
     ties: set[str] = set()
     rejected: dict[str, str] = {}
-    rounds = 0
-    for attempt in itertools.count():
+    attempts = rounds = 0
+    while rounds < MOST_ROUNDS:
         couplings = FlowCouplings(module)
         couplings.follow(inputs, choices, ties)
         if couplings.picks(choices):
             continue
+        attempts += 1
         space = couplings.space(trial.blocks, trial.plain, rates, trial.dense_macs, rejected)
         found = trial.judge(space)
         if isinstance(found, Space):
             return found
         inside = couplings.sites_of(space, found)
-        spent = attempt >= max(_ATTEMPTS, _CHECKS // max(len(space.groups), 1))
+        spent = attempts > max(_ATTEMPTS, _CHECKS // max(len(space.groups), 1))
         if spent or not _try_otherwise(inside, choices, ties):
             rejected |= {name.partition("#")[0]: reason for name, reason in found.items()}
             rounds += 1
-        if rounds == MOST_ROUNDS:
-            break
     return couplings.space([], [], rates, trial.dense_macs, everything(space, UNSETTLED) | rejected)
 
 
