@@ -2,6 +2,7 @@
 
 PYTHON  ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 PROFILE ?= laptop
+JOBS    ?= 1
 RESULTS ?= reproduced
 
 BIN       := .venv/bin
@@ -12,7 +13,7 @@ INSTALLED := .venv/installed
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
-	@echo "  settings (now):      PROFILE=$(PROFILE) RESULTS=$(RESULTS) PYTHON=$(PYTHON)"
+	@echo "  settings (now):      PROFILE=$(PROFILE) RESULTS=$(RESULTS) JOBS=$(JOBS) PYTHON=$(PYTHON)"
 
 install: $(INSTALLED) ## build the environment in .venv
 
@@ -25,9 +26,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-reproduce-all: $(INSTALLED) ## train every cell of PROFILE into RESULTS, then write tables and figures
+reproduce-all: $(INSTALLED) ## train every cell of PROFILE into RESULTS, JOBS at once, then write tables and figures
 	@status=0; \
-	$(BIN)/nasbench-grow reproduce --profile $(PROFILE) --results $(RESULTS) || status=$$?; \
+	$(BIN)/nasbench-grow reproduce --profile $(PROFILE) --results $(RESULTS) --jobs $(JOBS) || status=$$?; \
 	$(BIN)/nasbench-grow report --results $(RESULTS) || status=$$?; \
 	echo "tables: $(RESULTS)/tables   figures: $(RESULTS)/figures"; \
 	exit $$status
@@ -41,8 +42,9 @@ ablations: $(INSTALLED) ## write the tables of docs/ablations.md again
 pruning: $(INSTALLED) ## write the tables of docs/pruning.md again
 	$(BIN)/nasbench-grow report --results results/pruning --document docs/pruning.md
 
+# by stealing, the tests of a file mostly stay in one process and share what they set up
 test: $(INSTALLED) ## run the tests (two processes, offline)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: $(INSTALLED) ## check style, formatting and types
 	$(BIN)/ruff check .

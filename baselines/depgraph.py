@@ -5,10 +5,11 @@ their library's own (``torch_pruning.pruner.GroupNormPruner``): it finds the gro
 gradients of each step, in place of weight decay, and says what each channel of a group is worth, the squared norm of
 all that belongs to it relative to the group's largest. Its published knobs (their ``reproduce`` scripts for CIFAR):
 ``strength`` 5e-4, the least of a group shrunk ``2**4`` times as hard as the largest, ranking across the whole network,
-in 400 small steps with new norms after each; 200 epochs of training, 100 with the regulariser, 100 of fine-tuning at a
-rate that begins anew, where here a network that is pruned in the middle of the one schedule has time. It prunes a
-copy; the order in which channels leave that ranks them for ``select``, which comes to the library's network and spends
-what a rounded budget leaves.
+in 400 small steps with new norms after each; 100 epochs with the regulariser at a tenth of the rate of training
+(``sparse_rate``; at the full rate so strong a decay undoes what was learnt), 100 of fine-tuning at a rate that begins
+anew, where here a network that is pruned in the middle of the one schedule has time. It prunes a copy; the order in
+which channels leave that ranks them for ``select``, which comes to the library's network and spends what a rounded
+budget leaves.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class Settings(RoundsSettings):
 
     sparse_share: float = 0.25
     """Share of the epochs with the regulariser; they end where pruning begins."""
+    sparse_rate: float = 0.1
+    """Factor on the recipe's learning rate in those epochs."""
     strength: float = 5e-4
     """Of the regulariser: a factor on weights in their gradient, as weight decay is one, and as independent of size."""
 
@@ -55,7 +58,7 @@ class Settings(RoundsSettings):
         """Refuses a setting outside its range with a UserError."""
         super().__post_init__()
         check_share(self, "sparse_share")
-        check_positive(self, "strength")
+        check_positive(self, "sparse_rate", "strength")
         if self.sparse_share > self.dense_share:
             raise UserError(
                 f"sparse_share {self.sparse_share:g} is more than dense_share {self.dense_share:g}, which it is a "
@@ -134,6 +137,7 @@ class DepGraph(PruneAndTune):
     summary = "train dense, then with Torch-Pruning's group regulariser, prune by its group norms, fine-tune"
     citation = "Fang et al., DepGraph: Towards Any Structural Pruning, arXiv 2301.12900"
     Settings = Settings
+    version = 2  # learns sparse at a rate of its own
 
     def skip(self, task: Task, network: nn.Module) -> str | None:
         """Recurrent networks: the library's importance and regulariser pass over their weights."""
@@ -155,5 +159,6 @@ class DepGraph(PruneAndTune):
             yield from job.fit(model, epochs=plain * job.epochs)
         learning = SparseLearning(make_pruner(space, model.network, job.example, settings.strength))
         span = (plain, settings.dense_share) if trained else None
-        yield from job.fit(model, learning, epochs=settings.sparse_share * job.epochs, span=span)
+        epochs = settings.sparse_share * job.epochs
+        yield from job.fit(model, learning, epochs=epochs, span=span, rate=settings.sparse_rate)
         return model

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -41,20 +43,24 @@ def run_words(results, **changes):
     return ["run", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
 
 
-def test_help_and_bad_words_answer_without_pytorch():
+def test_help_and_bad_words_answer_without_pytorch_and_a_list_of_methods_with_little_else():
     program = (
         "import sys; from nasbench_grow import cli\n"
-        "for words in (['--help'], ['run', '--help'], ['rum']):\n"
+        "for words in (['--help'], ['--version'], ['run', '--help'], ['rum']):\n"
         "    try: cli.main(words)\n"
         "    except SystemExit as end: print('ended with', end.code)\n"
-        "assert 'torch' not in sys.modules"
+        "assert 'torch' not in sys.modules\n"
+        "cli.main(['list', 'methods'])\n"
+        "slow = {'scipy', 'timm', 'torchvision', 'torch_pruning', 'pandas', 'matplotlib', 'sympy', 'nni'}\n"
+        "assert not slow & set(sys.modules), slow & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.splitlines() if line.startswith("ended with")] == [
-        "ended with 0", "ended with 0", "ended with 2",
+        "ended with 0", "ended with 0", "ended with 0", "ended with 2",
     ]  # fmt: skip
     assert "examples:" in done.stdout
+    assert f"nasbench-grow {metadata.version('nasbench-grow')}" in done.stdout.splitlines()
 
 
 def test_help_of_run_explains_settings_in_brackets_also_of_a_method_that_names_another(capsys):
@@ -244,14 +250,18 @@ def test_an_interrupted_command_says_how_to_go_on(tmp_path, capsys, monkeypatch,
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, capsys):
-    changes = {"backbone": "cifar_resnet20", "epochs": 6, "train-samples": 128}
-    command = [sys.executable, "-m", "nasbench_grow.cli", *run_words(tmp_path / "killed", **changes)]
-    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL) as process:
-        checkpoints = tmp_path / "killed" / "checkpoints"
-        while process.poll() is None and not list(checkpoints.glob("*/*.pt")):
-            time.sleep(0.005)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL, "it was still running"
+    changes = {"epochs": 60, "train-samples": 128}
+    # forked, so that it need not import everything again
+    process = multiprocessing.get_context("fork").Process(
+        target=cli.main, args=(run_words(tmp_path / "killed", **changes),)
+    )
+    process.start()
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    while process.is_alive() and not list(checkpoints.glob("*/*.pt")):
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "it was still running"
     assert Store(tmp_path / "killed").records() == []
     records = []
     for folder in ("killed", "whole"):

@@ -150,3 +150,9 @@ def test_settings_that_make_no_sense_are_refused(wrong, words):
     with pytest.raises(UserError) as caught:
         Settings(**wrong)
     assert words in str(caught.value)
+
+
+def test_it_learns_sparse_at_a_tenth_of_the_rate():
+    job = small_job(lambda: Plain(12), epochs=8, rate=lambda progress: 1.0)
+    rates = [stage.learning_rate for stage in DepGraph().run(job)]
+    assert rates == pytest.approx([1.0, 1.0, 0.1, 0.1, 1.0, 1.0, 1.0, 1.0])

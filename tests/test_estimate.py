@@ -1,9 +1,16 @@
 """What cells will cost: from which finished cells the time is learnt, and what a skipped one costs."""
 
-from cells import finished_record, small_cell
+import math
+from types import SimpleNamespace
 
-from nasbench_grow.harness import estimate, measure
+import pytest
+from cells import finished_record, small_cell
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nasbench_grow.harness import dense, estimate, measure
 from nasbench_grow.harness.record import STATUSES, is_settled
+from nasbench_grow.harness.runner import CURVE_SAMPLES
 from nasbench_grow.harness.store import Store
 
 
@@ -22,19 +29,80 @@ def test_settled_is_what_is_finished_or_cannot_run():
     assert settled == {"ok", "skipped"} and not is_settled(None)
 
 
-def test_the_time_of_a_mac_is_learnt_from_long_cells_of_this_machine_and_setup():
-    def cell(total_s, **changes):
-        here = {"hardware": measure.hardware(), "wall_s": 0.9 * total_s, "train_macs": 1000, "total_s": total_s}
-        return finished_record(small_cell(), **{**here, **changes})
+PACE = estimate.PACES["cpu"]
 
-    tiny = cell(10.0, train_macs=1)  # an hour and a half for a batch, by its pace
-    elsewhere = cell(500.0, hardware={**measure.hardware(), "cpu": "another"})
-    unknown = cell(500.0, hardware=None)
-    other_setup = cell(500.0, setup="cpu-channels-last")
-    useless = [tiny, elsewhere, unknown, other_setup]
-    assert estimate.seconds_per_mac(useless, "cpu") == estimate.SECONDS_PER_MAC
-    assert estimate.seconds_per_mac([*useless, cell(40.0)], "cpu") == 0.04
-    # Paces of 0.03, 0.04 and 0.2, for 30, 40 and 200 seconds: more than half of the time went by at the last.
-    assert estimate.seconds_per_mac([cell(30.0), cell(200.0), cell(40.0)], "cpu") == 0.2
-    # More than half of the time went by in the six cells of 0.03.
-    assert estimate.seconds_per_mac([*6 * [cell(30.0)], cell(40.0), cell(100.0)], "cpu") == 0.03
+
+def finished(cell, total_s, **changes):
+    """The record of a cell that ran on this machine and trained for all of its dense MACs."""
+    macs = dense.macs(cell.backbone, cell.task)
+    counts = {"dense_macs": macs, "macs": macs, "dense_train_macs": 3 * macs * cell.epochs * cell.train_samples}
+    here = {"hardware": measure.hardware(), "total_s": total_s, "beside": 0}
+    return finished_record(cell, **{**counts, "train_macs": counts["dense_train_macs"], **here, **changes})
+
+
+def by_pace(cell):
+    macs = dense.macs(cell.backbone, cell.task)
+    steps = cell.epochs * math.ceil(cell.train_samples / 32)
+    return PACE.cell + PACE.step * steps + PACE.mac * macs * cell.epochs * (3 * cell.train_samples + CURVE_SAMPLES)
+
+
+def test_without_records_the_device_has_a_pace_and_the_estimate_says_that_it_is_a_guess(tmp_path):
+    cells = [small_cell(train_samples=7, epochs=4), small_cell(train_samples=1000, epochs=4)]
+    found = estimate.estimate(cells, [])
+    assert [one.seconds for one in found] == pytest.approx([by_pace(cell) for cell in cells])
+    assert [one.factor for one in found] == [estimate.FACTOR_OF_NONE] * 2
+    assert "a guess, as no cell of this machine and set-up is finished" in estimate.plan(cells, Store(tmp_path))
+
+
+@given(
+    few=st.integers(1, 40),
+    samples=st.integers(1, 1200),
+    epochs=st.integers(1, 50),
+    slower=st.floats(0.2, 5),
+)
+def test_a_cell_takes_as_much_longer_than_its_pace_as_others_did_however_small_those_were(few, samples, epochs, slower):
+    small, large = small_cell(train_samples=few, epochs=1), small_cell(train_samples=samples, epochs=epochs)
+    (found,) = estimate.estimate([large], [finished(small, slower * by_pace(small))])
+    assert found.seconds == pytest.approx(slower * by_pace(large))
+    assert (found.factor, found.learnt_from) == (estimate.FACTOR_OF_OTHERS, 1)
+
+
+def test_one_tiny_cell_that_took_a_minute_does_not_make_an_hour_of_seven_samples():
+    (found,) = estimate.estimate(
+        [small_cell(backbone="cifar_resnet20", train_samples=7)], [finished(small_cell(train_samples=1), 60.0)]
+    )
+    assert found.seconds < 90
+
+
+def test_only_finished_cells_of_this_machine_and_setup_count_and_those_of_the_same_task_and_network_before_others():
+    cell = small_cell()
+    elsewhere = finished(cell, 500.0, hardware={**measure.hardware(), "cpu": "another"})
+    unknown = finished(cell, 500.0, hardware=None)
+    other_setup = finished(cell, 500.0, setup="cpu-channels-last")
+    failed = finished(cell, 500.0, status="failed")
+    gone = finished(cell, 500.0, task="withdrawn")
+    useless = [elsewhere, unknown, other_setup, failed, gone]
+    assert estimate.estimate([cell], useless)[0].learnt_from == 0
+    other = small_cell(backbone="cifar_resnet20")
+    assert estimate.estimate([cell], [*useless, finished(other, by_pace(other))])[0].factor == estimate.FACTOR_OF_OTHERS
+    alike = [finished(cell, share * by_pace(cell)) for share in (2.0, 2.1, 3.0, 2.0, 2.0)]
+    (found,) = estimate.estimate([cell], [*useless, finished(other, by_pace(other)), *alike])
+    assert (found.learnt_from, found.seconds) == (5, pytest.approx(2 * by_pace(cell)))
+    assert found.factor == estimate.LEAST_FACTOR, "one of five that is off says little"
+    (spread,) = estimate.estimate([cell], [finished(cell, share * by_pace(cell)) for share in (1.0, 2.0, 6.0)])
+    assert spread.factor == pytest.approx(3.0)
+
+
+def test_several_at_once_take_between_their_share_and_all_of_the_time_unless_cells_side_by_side_say_more():
+    cells = [small_cell(seed=seed) for seed in range(4)]
+
+    def last_line(records, jobs):
+        store = SimpleNamespace(record=lambda key: None, records=lambda: records)
+        return estimate.plan(cells, store, jobs).splitlines()[-1]
+
+    alone, beside = ([finished(cells[0], 6000.0, beside=others)] * 3 for others in (0, 3))
+    learnt = "(learnt from 3 finished cells of this machine)"
+    assert last_line(alone, 1).endswith(f", 5.6 h to 8.0 h {learnt}")
+    assert last_line(alone, 2).endswith(f", 2.8 h to 8.0 h, 2 at once {learnt}")
+    assert last_line([*alone, *beside], 2).endswith(f", 2.8 h to 4.0 h, 2 at once {learnt}")
+    assert last_line(alone, 12).endswith(f", 83 min to 8.0 h, 4 at once {learnt}"), "there are no more cells than four"

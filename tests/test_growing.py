@@ -303,7 +303,9 @@ def test_the_file_holds_tensors_and_text_alone(tmp_path):
     raw = plain().save(tmp_path / "small.safetensors").read_bytes()
     (length,) = struct.unpack("<Q", raw[:8])
     header = json.loads(raw[8 : 8 + length])
-    assert header.pop("__metadata__") == {"architecture": plain().architecture}
+    text = header.pop("__metadata__")
+    assert text.pop("architecture") == plain().architecture
+    assert list(text) == ["details"] and json.loads(text["details"])["answers"]["output"]
     tensors = plain().network.state_dict()
     assert {name: entry["shape"] for name, entry in header.items()} == {n: list(t.shape) for n, t in tensors.items()}
     assert len(raw) - 8 - length == sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

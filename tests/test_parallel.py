@@ -6,10 +6,10 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from nasbench_grow import cli
 from nasbench_grow.base.parallel import from_first, sharing_batches
 from nasbench_grow.contract import Job, Recipe
 from nasbench_grow.data.segmentation import VOID
@@ -27,7 +28,6 @@ from nasbench_grow.growing.beginning import Settings, begin
 from nasbench_grow.growing.relaxation import RelaxationSettings
 from nasbench_grow.growing.sampling import SamplingSettings
 from nasbench_grow.harness import ranks, registry
-from nasbench_grow.harness.store import Store
 
 TIMEOUT_S = 240
 
@@ -156,17 +156,13 @@ def test_alone_nothing_is_changed() -> None:
     torch.testing.assert_close(two_steps(slice(0, 12)), expected)
 
 
-def command(folder: Path, **changes: Any) -> list[str]:
+def words(folder: Path, **changes: Any) -> list[str]:
+    """A run by two processes, started from this one: only they need to import everything."""
     options = {
         **{"method": "grow", "task": "digits", "backbone": "cifar_resnet20", "budget": 0.5, "seed": 0, "epochs": 3},
         **{"train_samples": 320, "setup": "cpu-ddp", "results": folder, **changes},
     }
-    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    return [sys.executable, "-m", "nasbench_grow.cli", "run", *words]
-
-
-def run(folder: Path, **changes: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(folder, **changes), capture_output=True, text=True, timeout=TIMEOUT_S)
+    return ["run", *(word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value)))]
 
 
 def record(folder: Path) -> dict[str, Any]:
@@ -174,48 +170,51 @@ def record(folder: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text()))
 
 
-def test_a_cell_run_by_two_processes_grows_as_by_one(tmp_path: Path) -> None:
-    done = [run(tmp_path / setup, setup=setup) for setup in ("cpu", "cpu-ddp")]
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a cell that two processes ran from its beginning to its end."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert cli.main(words(folder)) == 0
+    return folder
 
-    assert [each.returncode for each in done] == [0, 0], done
-    one, two = (record(tmp_path / setup) for setup in ("cpu", "cpu-ddp"))
+
+def test_a_cell_run_by_two_processes_grows_as_by_one(tmp_path: Path, whole: Path) -> None:
+    assert cli.main(words(tmp_path, setup="cpu")) == 0
+
+    one, two = record(tmp_path), record(whole)
     assert (one["hardware"]["processes"], two["hardware"]["processes"]) == (1, 2)
     assert two["train_macs"] == pytest.approx(one["train_macs"], rel=0.01)
     assert two["macs"] == pytest.approx(one["macs"], rel=0.02)
-    assert len(list((tmp_path / "cpu-ddp" / "histories").iterdir())) == 1
-    assert not list((tmp_path / "cpu-ddp" / "checkpoints").iterdir())
+    assert len(list((whole / "histories").iterdir())) == 1
+    assert not list((whole / "checkpoints").iterdir())
 
 
-def test_a_killed_process_ends_the_run_with_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole", epochs=6)
-    assert whole.returncode == 0, whole.stderr
+def test_a_killed_process_ends_the_run_with_one_line_and_the_run_goes_on(
+    tmp_path: Path, whole: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    killer = threading.Thread(target=kill_second_rank_after_an_epoch, args=(tmp_path,))
+    killer.start()
+    assert cli.main(words(tmp_path)) == 1
+    killer.join()
+    printed, complaint = capfd.readouterr()
 
-    store = Store(tmp_path / "killed")
-    main = subprocess.Popen(command(store.root, epochs=6), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    kill_second_rank_after_an_epoch(main, store)
-    printed, complaint = main.communicate(timeout=TIMEOUT_S)
-
-    assert main.returncode == 1
     assert "process 1 of 2 was ended by SIGKILL" in printed
     assert "goes on after the last finished epoch" in printed
     assert "Traceback" not in printed + complaint
-    assert record(store.root)["status"] == "failed"
+    assert record(tmp_path)["status"] == "failed"
 
-    resumed = run(store.root, epochs=6)
-    assert resumed.returncode == 0, resumed.stderr
-    assert record(store.root)["weights_sha256"] == record(tmp_path / "whole")["weights_sha256"]
+    assert cli.main(words(tmp_path)) == 0
+    assert record(tmp_path)["weights_sha256"] == record(whole)["weights_sha256"]
 
 
-def kill_second_rank_after_an_epoch(main: subprocess.Popen[str], store: Store) -> None:
+def kill_second_rank_after_an_epoch(folder: Path) -> None:
     deadline = time.monotonic() + TIMEOUT_S
-    while not list(store.root.glob("checkpoints/*/*.pt")):
-        assert main.poll() is None and time.monotonic() < deadline, "the run ended before its first epoch"
+    while not list(folder.glob("checkpoints/*/*.pt")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    for process in psutil.Process(main.pid).children(recursive=True):
-        if process.environ().get("LOCAL_RANK") == "1":
-            process.send_signal(signal.SIGKILL)
-            return
-    pytest.fail("no second process was found")
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.environ().get("LOCAL_RANK") == "1":
+                process.send_signal(signal.SIGKILL)
 
 
 def test_a_process_whose_memory_is_full_costs_no_checkpoint() -> None:
@@ -223,11 +222,9 @@ def test_a_process_whose_memory_is_full_costs_no_checkpoint() -> None:
     assert isinstance(failure, ranks.RankDiedError) and "process 1 of 2" in str(failure)
 
 
-def test_a_batch_that_cannot_be_shared_equally_is_refused(tmp_path: Path) -> None:
-    refused = run(tmp_path, method="dense", budget=1, train_samples=31)
-
-    assert refused.returncode == 2
-    lines = [line for line in refused.stderr.splitlines() if "error" in line]
+def test_a_batch_that_cannot_be_shared_equally_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words(tmp_path, method="dense", budget=1, train_samples=31)) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert lines == [
         "nasbench-grow: error: setup 'cpu-ddp' cannot share batches of 31 equally among 2 processes; use setup 'cpu'"
     ]

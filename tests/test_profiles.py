@@ -8,6 +8,8 @@ from nasbench_grow.contract import settings as spelling
 from nasbench_grow.harness import registry
 from nasbench_grow.harness.profiles import PROFILES, Grid
 
+CHOOSING = ("choosing", "tuning")
+
 
 def test_a_grid_is_written_out_in_words() -> None:
     with pytest.raises(TypeError):
@@ -22,7 +24,7 @@ def test_methods_are_named_as_in_their_records(name: str) -> None:
     assert methods and {str(registry.method(method)) for method in methods} == methods
 
 
-@pytest.mark.parametrize("name", [name for name in PROFILES if name != "choosing"])
+@pytest.mark.parametrize("name", [name for name in PROFILES if name not in CHOOSING])
 def test_in_a_comparison_every_method_has_its_default_settings(name: str) -> None:
     """What another method's network, a start or a number of a draw says is no choice."""
     for method in {method for grid in PROFILES[name].grids for method in grid.methods}:
@@ -30,7 +32,7 @@ def test_in_a_comparison_every_method_has_its_default_settings(name: str) -> Non
         assert settings.keys() <= {"of", "draw", "start"} and "[" not in settings.get("of", ""), method
 
 
-def test_settings_are_chosen_on_other_cells_than_the_test_beds() -> None:
+def test_settings_are_chosen_on_other_cells_than_those_of_the_tables() -> None:
     def cells(name: str) -> set[tuple[str, str, float, int]]:
         return {
             (task, backbone, budget, seed)
@@ -41,4 +43,5 @@ def test_settings_are_chosen_on_other_cells_than_the_test_beds() -> None:
             for seed in grid.seeds
         }
 
-    assert cells("choosing").isdisjoint(cells("beds") | cells("headroom"))
+    shown = cells("beds") | cells("headroom") | cells("pruning")
+    assert all(cells(name).isdisjoint(shown) for name in CHOOSING)

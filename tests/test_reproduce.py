@@ -185,14 +185,12 @@ def test_the_plan_lists_every_cell_and_learns_from_finished_ones(tmp_path, monke
     cells = [small_cell(seed=seed) for seed in range(4)]
     blind = estimate.estimate(cells, [])
     assert blind[0].train_macs == 3 * MACS * 2 * 64, "dense training: 3 x MACs x samples x epochs"
-    assert blind[0].seconds == pytest.approx(blind[0].train_macs * estimate.SECONDS_PER_MAC)
-    long = {"hardware": measure.hardware(), "wall_s": 30.0, "total_s": 60.0}
-    store.write_record(finished_record(cells[0], **long))
+    store.write_record(finished_record(cells[0], hardware=measure.hardware(), total_s=60.0))
     store.write_record(finished_record(cells[1], status="failed"))
     store.write_record(finished_record(cells[2], status="skipped", error="no meaning here"))
     learnt = estimate.estimate(cells, store.records())
     assert learnt[0].train_macs == pytest.approx(0.6 * blind[0].train_macs)
-    assert learnt[0].seconds == pytest.approx(learnt[0].train_macs * 60 / 600)
+    assert learnt[0].seconds > blind[0].seconds, "60 seconds are more than such a cell should take"
     lines = estimate.plan(cells, store).splitlines()
     ends = [line.split("  ")[-1].split(":")[0] for line in lines[:4]]
     assert ends == ["done", "to do again (failed)", "skipped", "to do"]
@@ -201,11 +199,9 @@ def test_the_plan_lists_every_cell_and_learns_from_finished_ones(tmp_path, monke
 
 def test_an_estimate_leaves_out_what_a_cell_begins_with_because_that_is_a_cell_of_its_own():
     cell = small_cell(method="retrain", budget=0.5)
-    long = {"hardware": measure.hardware(), "wall_s": 30.0, "total_s": 60.0}
-    record = finished_record(cell, **long, train_macs=600, source_macs=350)
+    record = finished_record(cell, train_macs=600, source_macs=350)
     (found,) = estimate.estimate([cell], [record])
     assert found.train_macs == pytest.approx(3 * MACS * 2 * 64 * 250 / 1000)
-    assert found.seconds == pytest.approx(found.train_macs * 60 / 250)
 
 
 # --- cells that begin with another one ---

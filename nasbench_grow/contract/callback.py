@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nasbench_grow.base.calling import call
 from nasbench_grow.structure.elastic import ElasticModel
 
-Loss = Callable[[Any, Tensor], Tensor]
+Loss = Callable[[Any, Any], Tensor]
 
 
 class Callback:
@@ -28,9 +29,9 @@ class Callback:
 
     def forward(self, model: ElasticModel, network: nn.Module, inputs: Any) -> Any:
         """The output that is trained. ``network`` computes what ``model.network`` does, perhaps faster."""
-        return network(inputs)
+        return call(network, inputs)
 
-    def loss(self, model: ElasticModel, network: nn.Module, inputs: Any, targets: Tensor, loss: Loss) -> Tensor:
+    def loss(self, model: ElasticModel, network: nn.Module, inputs: Any, targets: Any, loss: Loss) -> Tensor:
         """The training loss of a batch, a scalar; ``loss`` is the task's."""
         return loss(self.forward(model, network, inputs), targets)
 

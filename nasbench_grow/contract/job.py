@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from nasbench_grow.base import randomness
+from nasbench_grow.base.calling import batch_length
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.base.trees import device_of
 from nasbench_grow.contract.callback import Callback
 from nasbench_grow.contract.clock import Clock
 from nasbench_grow.contract.journal import Journal, Memory, Step, Storage
@@ -85,7 +87,7 @@ class Job:
         seed: int,
         epochs: int,
         granularity: int,
-        example: Tensor,
+        example: Any,
         recipe: Recipe,
         loss: Callable[[Any, Tensor], Tensor],
         build: Callable[[], nn.Module],
@@ -150,7 +152,7 @@ class Job:
         )
         return self._latest
 
-    def check_returned(self, network: nn.Module, inputs: Tensor) -> None:
+    def check_returned(self, network: nn.Module, inputs: Any) -> None:
         """Raise UserError if what a method returns is a sub-network of its latest model by its shapes, and does not
         compute or cost what that sub-network does.
 
@@ -362,7 +364,7 @@ class Job:
             losses.append(self._step(model, callback, *batch, clock.scale * schedule.learning_rate(clock.start)))
         return self.runtime.mean(float(torch.stack(losses).mean()))
 
-    def _step(self, model: ElasticModel, callback: Callback, inputs: Tensor, targets: Tensor, rate: float) -> Tensor:
+    def _step(self, model: ElasticModel, callback: Callback, inputs: Any, targets: Any, rate: float) -> Tensor:
         """One optimizer step; returns the loss, which stays on the device: reading it would stall a GPU."""
         network = self._fast(model)
         self.recipe.set_rate(model.optimizer, rate)
@@ -374,7 +376,7 @@ class Job:
         callback.after_backward(model)
         model.optimizer.step()
         model.unchanged += 1
-        self.meter.step(callback.step_macs(model), len(inputs))
+        self.meter.step(callback.step_macs(model), batch_length(inputs))
         callback.after_step(model)
         return loss.detach()
 
@@ -420,7 +422,7 @@ class Job:
         return {
             "meter": self.meter.state_dict(),
             "clock": self.clock.end,
-            "random": randomness.states(self.example.device),
+            "random": randomness.states(device_of(self.example)),
             "ambient": {} if self._ambient is None else self._ambient.state_dict(),
         }
 
@@ -431,6 +433,6 @@ class Job:
             step.forget_inside()
         self.meter.load_state_dict(step.state["meter"])
         self.clock.move_to(step.state["clock"])
-        randomness.put_back(step.state["random"], self.example.device)
+        randomness.put_back(step.state["random"], device_of(self.example))
         if self._ambient is not None:
             self._ambient.load_state_dict(step.state["ambient"])

@@ -42,7 +42,7 @@ class PruningSettings:
 class Pruning(Method):
     """A method that begins with a trained dense network."""
 
-    family = "pruning"
+    family: ClassVar[Literal["control", "pruning"]] = "pruning"
     Settings: ClassVar[type[Any]] = PruningSettings
     takes = "network"
 

@@ -16,15 +16,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from nasbench_grow.base import randomness
+from nasbench_grow.base.calling import batch_length, flattened, shapes
 from nasbench_grow.base.devices import DEVICE_ERRORS
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.base.given import check_example, check_model, unwrapped
+from nasbench_grow.base.trees import device_of
 
 if TYPE_CHECKING:
     from fvcore.nn.jit_analysis import JitModelAnalysis
 
-Example = Tensor | tuple[Tensor, ...]
+Example = Any
+"""What a model takes, as :func:`nasbench_grow.base.calling.call` gives it."""
 
 _MULTIPLIES = re.compile(
     r"(?!aten::)|aten::(?!_*upsample).*("
@@ -43,7 +48,8 @@ def count_macs(model: nn.Module, example: Example) -> int:
 
     Args:
         model: any module that ``torch.jit.trace`` can follow.
-        example: one input tensor with a batch axis in front, or a tuple of tensors (one per argument of ``forward``).
+        example: one input with a batch axis in front: a tensor, a tuple of what ``forward`` takes, or a dict of it by
+            keyword, in any nesting.
 
     Raises:
         UserError: where the model cannot be traced on ``example``.
@@ -51,6 +57,8 @@ def count_macs(model: nn.Module, example: Example) -> int:
     Warns:
         UserWarning: names the operations that have no rule and so counted as zero (see :func:`uncounted_ops`).
     """
+    check_model(model := unwrapped(model))
+    check_example(example)
     trace = _trace(model, example)
     _warn_uncounted(trace)
     return _per_sample(trace.total(), example)
@@ -91,11 +99,6 @@ def products(model: nn.Module, example: Example) -> list[Product]:
     return found
 
 
-def batch_size(example: Example) -> int:
-    """Samples in an input: the length of the first axis of the (first) tensor."""
-    return len(example if isinstance(example, Tensor) else example[0])
-
-
 def uncounted_ops(model: nn.Module, example: Example) -> dict[str, int]:
     """How often the forward pass calls each operation that seems to multiply, yet has no rule and counts as zero.
 
@@ -106,7 +109,7 @@ def uncounted_ops(model: nn.Module, example: Example) -> dict[str, int]:
 
 
 def _per_sample(macs: int, example: Example) -> int:
-    return round(macs / batch_size(example))
+    return round(macs / batch_length(example))
 
 
 def _uncounted(trace: JitModelAnalysis) -> dict[str, int]:
@@ -119,20 +122,27 @@ def _warn_uncounted(trace: JitModelAnalysis) -> None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; training flags, hooks and what a recurrent network hands from batch to batch
-    are as before afterwards, even after an error."""
-    modules = list(model.modules())
+def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Evaluation mode without gradients; training flags, hooks, what a recurrent network hands from batch to batch and
+    the random generators are as before afterwards, even after an error."""
+    modules, states = list(model.modules()), randomness.states(device)
     training = [module.training for module in modules]
     hooks = [(dict(module._forward_pre_hooks), dict(module._forward_hooks)) for module in modules]
     buffers = [dict(module._buffers) for module in modules]
+    compiled = [module._compiled_call_impl for module in modules]
+    for module in modules:
+        module._compiled_call_impl = None  # what Module.compile made cannot be traced
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it would hide nn.MultiheadAttention's products in one opaque op
+    randomness.seed_all(0)  # a model may choose its way by chance
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
+        for module, call in zip(modules, compiled, strict=True):
+            module._compiled_call_impl = call
+        randomness.put_back(states, device)
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, flag, held, (before, after) in zip(modules, training, buffers, hooks, strict=True):
             module.training = flag
@@ -149,19 +159,17 @@ def _trace(model: nn.Module, example: Example, found: list[Product] | None = Non
         warnings.simplefilter("ignore")  # TorchScript, which fvcore traces with, warns that it is deprecated
         from fvcore.nn.jit_analysis import JitModelAnalysis
 
-        trace = JitModelAnalysis(model, example).set_op_handle(**handles)
-        trace.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         try:
-            with _evaluating(model):
+            with _evaluating(model, device_of(example)), flattened(model, example) as given:
+                trace = JitModelAnalysis(model, given).set_op_handle(**handles)
+                trace.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
                 trace.total()
         except DEVICE_ERRORS:
             raise
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            shapes = [tuple(x.shape) for x in ([example] if isinstance(example, Tensor) else example)]
             raise UserError(
-                f"cannot count the MACs of {type(model).__name__} on an input of shape "
-                f"{', '.join(map(str, shapes))}: {reason}; "
+                f"cannot count the MACs of {type(model).__name__} on an input of shape {shapes(example)}: {reason}; "
                 "give an input that the model accepts and torch.jit.trace can follow"
             ) from error
     return trace

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,9 +29,12 @@ def read_tree(folder: Path) -> tuple[list[str], list[Sample]]:
         UserError: the folder or its classes are missing, or a class holds no image; the line names it.
     """
     try:
-        classes, numbers = find_classes(str(folder))
-    except OSError as error:
-        raise UserError(f"{folder} holds no class; put the images into it, one sub-folder a class") from error
+        classes = [name for name in find_classes(str(folder))[0] if not name.startswith((".", "__"))]  # of other tools
+    except OSError:
+        classes = []
+    if not classes:
+        raise UserError(f"{folder} holds no class; put the images into it, one sub-folder a class")
+    numbers = {name: number for number, name in enumerate(classes)}
     samples = make_dataset(str(folder), numbers, IMG_EXTENSIONS, allow_empty=True)
     empty = set(range(len(classes))) - {label for _, label in samples}
     if empty:
@@ -42,7 +46,7 @@ def read_tree(folder: Path) -> tuple[list[str], list[Sample]]:
 class _View:
     """Decodes an image and shows it as ``transform`` gives it."""
 
-    def __init__(self, *transform: v2.Transform) -> None:
+    def __init__(self, *transform: Callable[[Any], Any]) -> None:
         self.transform = v2.Compose([*transform, v2.PILToTensor()])
 
     def __call__(self, sample: Sample) -> Shown:
@@ -71,12 +75,24 @@ class FolderSplit(DecodedSplit[Sample]):
 
 
 class FolderTrainSplit(DecodedTrainSplit[Sample]):
-    """Images that are trained on: random crops of random size and shape, half of them mirrored; as above."""
+    """Images that are trained on, as ``augmentation`` shows them; as above.
+
+    Args:
+        augmentation: transforms from a PIL image to one of ``size``; None: random crops of random size and shape, half
+            of them mirrored.
+    """
 
     def __init__(
-        self, samples: Sequence[Sample], size: int, normalisation: Normalisation, device: torch.device
+        self,
+        samples: Sequence[Sample],
+        size: int,
+        normalisation: Normalisation,
+        device: torch.device,
+        augmentation: Sequence[Callable[[Any], Any]] | None = None,
     ) -> None:
-        augmented = _View(v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip())
+        if augmentation is None:
+            augmentation = (v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip())
+        augmented = _View(*augmentation)
         super().__init__(samples, _centre(size), augmented, normalisation, device)
 
     def classes(self) -> Tensor:

@@ -16,6 +16,7 @@ the paper's, :mod:`nasbench_grow.growing.scaling` a schedule that learns nothing
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from numbers import Real
@@ -24,6 +25,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from nasbench_grow.base.calling import call
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.base.parallel import mean_over_processes
 from nasbench_grow.contract import Callback, ElasticModel, Job, Run
@@ -164,13 +166,13 @@ class Growing(Callback):
             self.largest_step = max(self.largest_step, abs(self.masks.cost - cost))
             self._rivals = self.masks.rivals()
 
-    def loss(self, model: ElasticModel, network: nn.Module, inputs: Any, targets: Tensor, loss: Loss) -> Tensor:
+    def loss(self, model: ElasticModel, network: nn.Module, inputs: Any, targets: Any, loss: Loss) -> Tensor:
         """The loss of the network in training; before the first step of a period its rivals are compared."""
         rivals, self._rivals = self._rivals, []
         if rivals:  # first, as what a recurrent network hands on moves with its own pass
             self._compared = sum(map(model.space.macs, rivals))
             with torch.no_grad():
-                losses = [loss(rival(inputs), targets) for rival in model.variants(rivals)]
+                losses = [loss(call(rival, inputs), targets) for rival in model.variants(rivals)]
             self.masks.learn(mean_over_processes(torch.stack(losses).float()).cpu())
         return super().loss(model, network, inputs, targets, loss)
 
@@ -181,7 +183,7 @@ class Growing(Callback):
     def forward(self, model: ElasticModel, network: nn.Module, inputs: Any) -> Any:
         """The sub-network, each structure scaled by its gate."""
         gates = self.masks.gates()
-        return network(inputs) if gates is None else self._scaling(model)(inputs, gates)
+        return call(network, inputs) if gates is None else self._scaling(model)(inputs, gates)
 
     def penalty(self, model: ElasticModel) -> Tensor | None:
         """The price of the structures."""
@@ -241,7 +243,7 @@ def check_budget(budget: float, space: Space, structures: Structures, seed_cost:
     if budget < seed_cost:
         raise UserError(
             f"budget {budget} is below the seed network's own cost, {seed_cost:.4f} of the dense one's; "
-            f"give a budget between {seed_cost:.4f} and 1"
+            f"give a budget between {seed_cost:.4f} and 1{_held_up_by(space, structures)}"
         )
 
 
@@ -267,3 +269,18 @@ def check_spent(growing: Growing) -> None:
             "that comes closer",
             stacklevel=3,
         )
+
+
+def _held_up_by(space: Space, structures: Structures) -> str:
+    """The three dearest parts of the seed and why they stay, for a message."""
+    counts, layers = space.counts(space.seed(structures))
+    macs: dict[str, float] = {}
+    for cost, lengths in space.kept_costs(counts, layers):
+        name = cost.axes[0][0].rpartition(".")[0] if cost.axes else "products outside layers"
+        macs[name] = macs.get(name, 0) + cost.rate * math.prod(lengths)
+    parts = [(spent, name, space.fixed.get(name, "as narrow as it can be")) for name, spent in macs.items()]
+    parts.append((space.constant_macs, "all else", "no channel that can leave changes it"))
+    dearest = [part for part in sorted(parts, reverse=True)[:3] if part[0] > 0.01 * space.macs(space.full())]
+    dense = space.macs(space.full())
+    said = [f"{name} {spent / dense:.2f} ({reason})" for spent, name, reason in dearest]
+    return f"; of its MACs most go to {', '.join(said)}" if said else ""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.base.trees import device_of
 from nasbench_grow.contract import ElasticModel, Job, check_positive
 from nasbench_grow.growing.growing import Growing, Masks
 from nasbench_grow.growing.settings import GrowingSettings
@@ -53,7 +54,7 @@ class RelaxationSettings(GrowingSettings):
 def begin(job: Job, settings: RelaxationSettings) -> tuple[ElasticModel, Growing]:
     """The seed of a dense backbone, and what grows it by the paper's equations."""
     model = job.model()
-    masks = RelaxedMasks(model.space, settings, job.budget, job.total_steps, job.seed, job.example.device)
+    masks = RelaxedMasks(model.space, settings, job.budget, job.total_steps, job.seed, device_of(job.example))
     return model, Growing(model, masks, job.total_steps, settings.periods)
 
 

@@ -1,7 +1,7 @@
 """Profiles: which cells ``nasbench-grow reproduce`` runs.
 
 Every method is named, so that a profile does not change with what is installed, and every method has its default
-settings, except in the profile ``choosing``, which asks about settings.
+settings, except in ``choosing`` and ``tuning``, which ask about settings.
 """
 
 from __future__ import annotations
@@ -21,8 +21,18 @@ _PRUNING = (*_TRAINED_FIRST, "soft_filter", "fpgm", "prunetrain", "morphnet", "c
 _EVERY = (
     *_TABLE,
     *(name for name in _PRUNING if name not in _TABLE),
-    *("grow-paper", "scaled", "placebo", "random_widths", "retrain", "dense_short"),
+    *("grow-paper", "scaled", "placebo", "random_widths", "retrain", "dense_short", "l1_torch_pruning"),
 )
+_TUNED = (
+    *("l1", "l1[dense_share=0.25]", "taylor", "taylor[dense_share=0.25]"),
+    *("slimming", "slimming[dense_share=0.25]", "slimming[strength=1e-06]"),
+    *("depgraph", "depgraph[strength=0.003]", "depgraph[sparse_rate=1,strength=5e-05]"),
+    *("prunetrain", "prunetrain[ratio=0.05]", "prunetrain[pruning_share=0.25]"),
+    *("oto", "oto[pruning_share=0.3]", "bar", "bar[distillation=0]"),
+    *("morphnet", "morphnet[search_share=0.25]"),
+)
+"""Pruning methods that short runs are hard on, each with what might be better there: how strong its regulariser is,
+and how much of the run comes before pruning."""
 _BED_SEEDS = (1, 2, 3)
 """Seed 0 is for choosing settings."""
 _BEDS = (
@@ -112,7 +122,7 @@ def _pruned(task: str, backbone: str, budget: float, epochs: int, samples: int |
     return Grid(
         methods=(
             *("dense", "uniform", "scaled", "random", "grow", *_PRUNING),
-            *(f"{name}[start=trained]" for name in _TRAINED_FIRST),
+            *(f"{name}[start=trained]" for name in (*_TRAINED_FIRST, "l1_torch_pruning")),
         ),
         tasks=(task,),
         backbones=(backbone,),
@@ -125,7 +135,7 @@ def _pruned(task: str, backbone: str, budget: float, epochs: int, samples: int |
 
 
 def _choosing(*methods: str) -> Grid:
-    """Settings of growing, on a budget and a seed that are not those of the test beds."""
+    """Settings to choose among, on a budget and a seed that are not those of the tables."""
     return Grid(
         methods=methods,
         tasks=("cifar10_16px",),
@@ -265,6 +275,11 @@ PROFILES = {
                     "retrain",
                 ),
             ),
+        ),
+        Profile(
+            "tuning",
+            "settings of the pruning methods against each other, on a budget of their own (2 hours on two cores)",
+            (_choosing("uniform", "random", *_TUNED),),
         ),
     )
 }

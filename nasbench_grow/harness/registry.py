@@ -29,6 +29,9 @@ from nasbench_grow.harness.setups import SETUPS, Setup
 
 ENTRY_POINTS = "nasbench_grow.methods"
 
+_OWN_TASKS: dict[str, type[Task]] = {}
+"""Tasks that a user's own data make, for as long as this process lives."""
+
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
@@ -101,7 +104,12 @@ def method(name: str) -> Method:
 
 def task(name: str) -> type[Task]:
     """The task called ``name``; raises UserError with the nearest known name."""
-    return _lookup("task", name, tasks())
+    return _OWN_TASKS.get(name) or _lookup("task", name, tasks())
+
+
+def add_task(cls: type[Task]) -> None:
+    """Make a task that no file of ``nasbench_grow/tasks`` defines known to this process."""
+    _OWN_TASKS[cls.name] = cls
 
 
 def setup(name: str) -> Setup:
@@ -129,10 +137,10 @@ def build_backbone(name: str, task: Task) -> nn.Module:
     Raises:
         UserError: timm does not know ``name`` (the line gives the nearest name), or cannot build it for this task.
     """
-    from nasbench_grow.backbones import create  # imports timm, which takes seconds
+    from nasbench_grow.backbones import create, options_for  # imports timm, which takes seconds
 
     try:
-        return create(name, task.num_classes, task.input_shape[0])
+        return create(name, task.num_classes, task.input_shape[0], **options_for(name, task.input_shape))
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -74,14 +74,14 @@ def reproduce(cells: Iterable[Cell], store: Store, *, profile: str | None = None
         StoreError, DeviceError: the results folder or the device cannot be used: nothing more can be done.
     """
     cells = list(cells)
-    before = _recorded(cells, store)
+    before = recorded(cells, store)
     todo = [cell for cell in cells if not is_settled(before[cell])]
     outcome = Counter(record["status"] for cell in cells if (record := before[cell]) and is_settled(record))
     with CellsBar(len(todo)) as bar:
         for wait in (False, True):
             busy = []
             for cell in todo:
-                record = _settle(cell, store, before, wait=wait, profile=profile, record_user_errors=True)
+                record = settle(cell, store, before, wait=wait, profile=profile, record_user_errors=True)
                 if record is None:
                     busy.append(cell)
                 else:
@@ -113,22 +113,28 @@ def run_one(
     Raises:
         UserError: the cell asks for something that cannot be had, or the results folder or the device cannot be used.
     """
-    before = _recorded([cell], store)
+    before = recorded([cell], store)
     finished = before[cell]
     if finished is not None and is_settled(finished):
         return finished
-    settle = partial(
-        _settle, cell, store, before, profile=profile, progress=progress, record_user_errors=record_user_errors
+    run = partial(
+        settle,
+        cell,
+        store,
+        before,
+        profile=profile,
+        watch=lambda other: epoch_bar(other) if progress is None or other != cell else nullcontext(progress),
+        record_user_errors=record_user_errors,
     )
-    record = settle(wait=False)
+    record = run(wait=False)
     if record is None:
         _log.warning("another process is running %s: waiting for it", cell)
-        record = settle(wait=True)
+        record = run(wait=True)
     assert record is not None, "a cell that was waited for is not busy"
     return record
 
 
-def _settle(
+def settle(
     cell: Cell,
     store: Store,
     before: Mapping[Cell, Record | None],
@@ -136,40 +142,48 @@ def _settle(
     wait: bool,
     takes: str = "record",
     profile: str | None = None,
-    progress: Progress | None = None,
+    watch: Callable[[Cell], AbstractContextManager[Progress]] = epoch_bar,
     record_user_errors: bool = False,
 ) -> Record | None:
     """Run a cell and, first, the one that it begins with; None if another process runs either.
 
-    Left alone is a cell that is settled and of which the folder still holds what is wanted (``takes``, as of a
-    method), or whose record is no longer the one ``before``: it has been run already.
+    ``before`` is what was recorded of both when the command began. ``watch`` is entered for each that is run, and what
+    it gives is told of the epochs. Left alone is a cell that is settled and of which the folder still holds what is
+    wanted (``takes``, as of a method), or whose record is no longer the one ``before``: it has been run already.
     """
 
-    def recorded() -> Record | None:
+    def found() -> Record | None:
         record = store.record(cell.run_key())
         if record is None or record != before[cell]:
             return record
         return record if is_settled(record) and sources.kept(store, record, takes) else None
 
-    done = recorded()
+    done = found()
     if done is not None:
         return done
     source = cell.source()
     if source is not None:
         needed = registry.method(cell.method).takes
-        given = _settle(
-            source, store, before, wait=wait, takes=needed, profile=profile, record_user_errors=record_user_errors
+        given = settle(
+            source,
+            store,
+            before,
+            wait=wait,
+            takes=needed,
+            profile=profile,
+            watch=watch,
+            record_user_errors=record_user_errors,
         )
         if given is None:
             return None
     with store.lock(cell.run_key(), wait=wait) as held:
         if not held:
             return None
-        done = recorded()
+        done = found()
         if done is not None:
             return done
         try:
-            with epoch_bar(cell) if progress is None else nullcontext(progress) as tell:
+            with watch(cell) as tell:
                 return run_cell(cell, store, profile=profile, progress=tell)
         except (StoreError, DeviceError):
             raise
@@ -191,7 +205,7 @@ def with_sources(cells: Iterable[Cell]) -> list[Cell]:
     return list(dict.fromkeys(each for cell in cells for each in chain(cell)))
 
 
-def _recorded(cells: Iterable[Cell], store: Store) -> dict[Cell, Record | None]:
+def recorded(cells: Iterable[Cell], store: Store) -> dict[Cell, Record | None]:
     """What is recorded of the cells and of those that they begin with."""
     return {cell: store.record(cell.run_key()) for cell in with_sources(cells)}
 

@@ -165,7 +165,7 @@ class Run:
         source = sources.source_of(
             self.cell, self.store, self.meter, lambda path: self.setup.place(load(path, self._build()))
         )
-        self.splits = _load(self.cell.task, self.setup.device, self.cell.train_samples)
+        self.splits = load_data(self.cell.task, self.setup.device, self.cell.train_samples)
         recipe = self.task.recipe.for_samples(self.cell.train_samples)
         self.runtime = SetupRuntime(self.setup, recipe.batch_size, self._adaptive(example, recipe.batch_size))
         self.memory = measure.PeakMemory(example.device)
@@ -224,12 +224,14 @@ class Run:
         self._keep(network)
         example = self.job.example
         macs = count_macs(network, example)
+        val_metric = soft_val_metric if after == before else self._evaluate(network, self.splits.val)
+        tested_apart = self.splits.test is not self.splits.val
         return self.record(
             "ok",
             None,
-            val_metric=soft_val_metric if after == before else self._evaluate(network, self.splits.val),
+            val_metric=val_metric,
             soft_val_metric=soft_val_metric,
-            test_metric=self._evaluate(network, self.splits.test),
+            test_metric=self._evaluate(network, self.splits.test) if tested_apart else val_metric,
             params=_parameters(network),
             macs=macs,
             meets_budget=self._meets_budget(macs),
@@ -347,7 +349,7 @@ class Run:
         except UserError:  # a method may return what it likes; no other one can begin with it then
             return
         self.store.write_architecture(self.key, text)
-        self.store.write_weights(self.key, lambda path: save(network, text, path))
+        self.store.write_weights(self.key, lambda path: save(network, text, path, example=self.job.example))
 
     def _adaptive(self, example: torch.Tensor, batch_size: int) -> AdaptiveBatch | None:
         if not self.setup.adaptive:
@@ -400,7 +402,8 @@ class _Unclocked:
 
 
 @lru_cache(maxsize=1)  # many cells in a row share their data
-def _load(task: str, device: str, train_samples: int | None) -> Splits:
+def load_data(task: str, device: str, train_samples: int | None) -> Splits:
+    """The splits of a task on a device; the last ones are kept."""
     return registry.task(task)().load(torch.device(device), train_samples)
 
 

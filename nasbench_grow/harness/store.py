@@ -77,6 +77,16 @@ class Store:
         lines = ",\n".join(json.dumps(_finite(epoch), allow_nan=False) for epoch in epochs)
         self.write(self._path("histories", key), _HISTORY.format(key=key, lines=lines).encode())
 
+    def history(self, key: str) -> list[dict[str, Any]]:
+        """What happened in every epoch of a cell; empty where nothing was kept."""
+        path = self._path("histories", key)
+        try:
+            return list(json.loads(path.read_text(encoding="utf-8"))["epochs"])
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise _store_error("read", path, error) from error
+
     def architecture(self, key: str) -> str | None:
         """What :func:`nasbench_grow.structure.architecture.describe` said of a finished cell's network, or None."""
         path = self._path("architectures", key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -9,7 +10,7 @@ import pandas as pd
 
 from nasbench_grow.base import blocks as generated
 from nasbench_grow.base.errors import UserError, unknown
-from nasbench_grow.report import documents, figures, frames, tables, training_figures
+from nasbench_grow.report import documents, figures, frames, interactive, tables, training_figures
 from nasbench_grow.report.block import Block, blocks_of
 from nasbench_grow.report.figures import Drawing, Looks
 from nasbench_grow.report.headroom import headroom
@@ -24,7 +25,13 @@ FOUND = "retrain"
 """What growing found, trained from scratch: whether that is a good architecture has a paired table of its own."""
 
 
-def write(folder: str | Path = "results", reference: str = REFERENCE, document: str | Path | None = None) -> list[Path]:
+def write(
+    folder: str | Path = "results",
+    reference: str = REFERENCE,
+    document: str | Path | None = None,
+    *,
+    html: bool = False,
+) -> list[Path]:
     """Write ``README.md``, ``tables/*`` and ``figures/*`` of a results folder; returns the files, the page first.
 
     Figures that the page showed before and whose records are gone are removed.
@@ -33,6 +40,7 @@ def write(folder: str | Path = "results", reference: str = REFERENCE, document: 
         folder: holds ``records``.
         reference: the method that every other one is compared with, seed by seed.
         document: a Markdown file whose blocks are filled as :func:`fill` says; it comes last of the files.
+        html: write ``report.html`` as well, a page to sort, filter and hover on, in one file that needs no network.
 
     Raises:
         UserError: the folder is missing, holds no record, or cannot be written to; no cell is of the reference (but
@@ -59,6 +67,10 @@ def write(folder: str | Path = "results", reference: str = REFERENCE, document: 
                 for kind, content in rendered(drawing.figure).items():
                     files[folder / f"{stem}.{kind}"] = content
     page = documents.page(folder.resolve().name, found, every_table, shown, missing(cells))
+    if html:
+        widths = partial(frames.widths, folder)
+        in_browser = interactive.page(folder.resolve().name, every_table[0], every_look, histories, widths)
+        files[folder / "report.html"] = in_browser.encode()
     files = {folder / "README.md": page.encode()} | files | ({Path(document): text.encode()} if document else {})
     outdated = figures_shown(folder / "README.md") - files.keys()
     for path, content in files.items():
@@ -123,5 +135,5 @@ def _draw(block: Block, every_look: Looks, histories: pd.DataFrame, folder: Path
     """Every figure of a block that its cells and their histories allow."""
     return [
         *figures.draw(block, every_look, reference),
-        *training_figures.draw(block, every_look, histories, lambda run_keys: frames.widths(folder, run_keys)),
+        *training_figures.draw(block, every_look, histories, partial(frames.widths, folder)),
     ]

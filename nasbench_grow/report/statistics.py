@@ -1,4 +1,5 @@
-"""Means over seeds with their intervals, and verdicts on many of them: the only statistics of the report."""
+"""Means over seeds with their intervals, verdicts on many of them, and the interval of a share: the only statistics of
+the report."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from scipy.special import stdtr, stdtrit
+from scipy.special import ndtri, stdtr, stdtrit
 
 CONFIDENCE = 0.95
 
@@ -51,3 +52,12 @@ def holm(ps: Iterable[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(order) - rank) * ps[at]))
         adjusted[at] = largest
     return adjusted
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The interval at :data:`CONFIDENCE` of a probability of which ``n`` independent trials gave ``share`` (Wilson's
+    score interval); it stays within 0 and 1 and has a width for shares of 0 and 1 too."""
+    z = float(ndtri((1 + CONFIDENCE) / 2))
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -93,25 +94,33 @@ def _curve(axes: Axes, found: pd.DataFrame, look: Look, place: int) -> None:
     axes.fill_between(found.index, found["min"], found["max"], color=look.colour, alpha=0.08, linewidth=0)
 
 
-def growth(block: Block, method: str, histories: pd.DataFrame, widths: Widths) -> Drawing | None:
+def growth(
+    block: Block, method: str, histories: pd.DataFrame, widths: Widths, dense_widths: Mapping[str, int] | None = None
+) -> Drawing | None:
     """The cost against its target, and the width of every layer as a heat map, by epoch: a column for each budget (its
-    first seed)."""
+    first seed).
+
+    ``dense_widths`` are those of the dense network; None: of the block's dense run or, without one, the largest seen.
+    """
     cells = block.of(method).sort_values("seed").drop_duplicates("budget").sort_values("budget")
     dense = list(block.of("dense")["run_key"][:1])
     seen = widths([*cells["run_key"], *dense])
+    if dense_widths is not None:
+        dense = ["dense"]
+        rows = [("dense", 0, layer, width) for layer, width in dense_widths.items()]
+        seen = pd.concat([pd.DataFrame(rows, columns=seen.columns), seen], ignore_index=True)
     cells = cells[cells["run_key"].isin(seen["run_key"])]
     if cells.empty:
         return None
-    full = seen[seen["run_key"].isin(dense)] if seen["run_key"].isin(dense).any() else seen
-    full_width = full.groupby("layer")["width"].max()
-    layers = forward_order(seen)
+    full_width = full_widths(seen, dense)
+    layers = list(full_width.index)
     height = max(2.4, 0.9 + 0.15 * len(layers))
     figure = Figure(figsize=(2.2 + 2.6 * len(cells), 1.3 + height), layout="constrained")
     sizes = {"height_ratios": [1.3, height]}
     costs, panels = figure.subplots(2, len(cells), squeeze=False, sharex="col", sharey="row", gridspec_kw=sizes)
     for axes, panel, (cell, run) in zip(costs, panels, by_epoch(cells, histories), strict=True):
         table = seen[seen["run_key"] == cell["run_key"]].pivot(index="layer", columns="epoch", values="width")
-        shares = table.reindex(layers).div(full_width.reindex(layers), axis=0).to_numpy(dtype=float)
+        shares = table.reindex(layers).div(full_width, axis=0).to_numpy(dtype=float)
         extent = (table.columns.min() - 0.5, table.columns.max() + 0.5, len(layers) - 0.5, -0.5)
         panel.set_facecolor("#D9D9D9")
         image = panel.imshow(
@@ -138,10 +147,20 @@ def growth(block: Block, method: str, histories: pd.DataFrame, widths: Widths) -
     return Drawing(re.sub(r"[^A-Za-z0-9_.-]+", "_", f"growth-{method}").strip("_"), caption, figure)
 
 
+def full_widths(seen: pd.DataFrame, dense: list[str]) -> pd.Series[Any]:
+    """The width that each layer has in the dense runs (in all, where they are not there), in forward order."""
+    full = seen[seen["run_key"].isin(dense)] if seen["run_key"].isin(dense).any() else seen
+    return full.groupby("layer")["width"].max().reindex(forward_order(seen))
+
+
 def forward_order(widths: pd.DataFrame) -> list[str]:
-    """Every layer in forward order, though some epochs lack some: each new layer goes after its predecessor."""
+    """Every layer in forward order, though some epochs lack some: each new layer goes after its predecessor.
+
+    Epochs with more layers come first, as they tell more of the order.
+    """
     order: list[str] = []
-    for _, layers in widths.groupby(["run_key", "epoch"], sort=False)["layer"]:
+    epochs = [layers for _, layers in widths.groupby(["run_key", "epoch"], sort=False)["layer"]]
+    for layers in sorted(epochs, key=len, reverse=True):
         if set(layers) <= set(order):
             continue
         at = 0

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nasbench_grow.base.calling import call
+
 _Axis = tuple[str, int]
 _LINEAR = (nn.Linear, nn.Conv2d)
 _SIZES = ("attn_dim", "attention_dim")
@@ -88,7 +90,7 @@ def resize(attention: nn.Module, original: Attention) -> None:
             setattr(attention, size, features)
 
 
-def attention_layers(model: nn.Module, example: Tensor) -> dict[str, Attention]:
+def attention_layers(model: nn.Module, example: Any) -> dict[str, Attention]:
     """The attention layers that do nothing else: they take what queries, keys and values are made of and give what the
     projection gives, position by position. By their names."""
     found: dict[str, Attention] = {}
@@ -112,7 +114,7 @@ def attention_layers(model: nn.Module, example: Tensor) -> dict[str, Attention]:
     ]
     if hooks:
         with torch.no_grad():
-            model(example)
+            call(model, example)
     for hook in hooks:
         hook.remove()
     return found

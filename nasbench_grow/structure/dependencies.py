@@ -8,6 +8,7 @@ the others). Every entry is visited once, so that large groups take no longer.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -15,7 +16,7 @@ from types import NoneType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch_pruning
-from torch import nn
+from torch import Tensor, nn
 from torch_pruning import ops
 from torch_pruning.dependency.dependency import Dependency
 from torch_pruning.dependency.index_mapping import _GQAIndexMapping
@@ -38,8 +39,27 @@ class Coupled(NamedTuple):
     root_idxs: list[int]
 
 
+MOST_OPERATIONS = 20_000
+"""Operations of a forward pass that are followed at most, so that discovery ends."""
+MOST_JOINED = 300
+"""Tensors that one operation may join: Torch-Pruning compares every three of them."""
+COUNTED_ON = 16
+"""How far the entries of an operation are counted, in numbers that it gives."""
+MOST_ENTRIES = 5_000_000
+"""Entries that are visited at most, for all groups together."""
+
+
 class DependencyGraph(torch_pruning.DependencyGraph):
-    """Which channels depend on which; build it with ``build_dependency``."""
+    """Which channels depend on which; build it with ``build_dependency``.
+
+    Attributes:
+        unresolved: the modules whose dependencies are more than can be followed, with the reason.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unresolved: dict[nn.Module, str] = {}
+        self._left = MOST_ENTRIES
 
     def groups(self, types: tuple[type[nn.Module], ...]) -> Iterator[list[Coupled]]:
         """For every module of ``types`` that no earlier group makes channels with: all that depends on its outputs.
@@ -71,7 +91,12 @@ class DependencyGraph(torch_pruning.DependencyGraph):
                         reached = mapping(reached)
                     known = seen[dependency.target, dependency.handler]
                     met = [entry for entry in reached if known.get(entry.idx, entry.root_idx) != entry.root_idx]
-                    new = [entry for entry in reached if entry.idx not in known]
+                    size = self._size(dependency.target)
+                    new = [entry for entry in reached if entry.idx not in known and entry.idx < size]
+                    self._left -= len(new)
+                    if self._left < 0:
+                        self.unresolved[root] = "its channels depend on more others than can be followed"
+                        return found
                     known |= {entry.idx: entry.root_idx for entry in reversed(new)}
                     if met:
                         joined = [known[entry.idx] for entry in met]
@@ -82,6 +107,15 @@ class DependencyGraph(torch_pruning.DependencyGraph):
                         )
                         pending.append((dependency.target, dependency.handler, new))
         return found
+
+    @staticmethod
+    def _size(node: Node) -> float:
+        """Where the count of an operation's entries ends: several times the numbers that it gives, as pieces of a whole
+        are counted on. Loops would count on without end."""
+        made = getattr(node.grad_fn, "_input_metadata", None)
+        if (isinstance(node.module, nn.Module) and node.type is not ops.OPTYPE.ELEMENTWISE) or not made:
+            return math.inf
+        return COUNTED_ON * max(math.prod(each.shape) for each in made)
 
     def _build_dependency(self, module2node: dict[Any, Node]) -> None:
         """Gives every piece of a split a node of its own before Torch-Pruning counts them, and ties even pieces."""
@@ -114,6 +148,27 @@ class DependencyGraph(torch_pruning.DependencyGraph):
                 pieces[number].add_output(taker)
         split.outputs = pieces
         split.grad_fn = SimpleNamespace(_saved_split_sizes=sizes, _saved_dim=split.grad_fn._saved_dim)
+
+
+def followable(outputs: list[Tensor]) -> list[Tensor]:
+    """The outputs that depend on what can be traced.
+
+    Raises:
+        ValueError: too many operations lead to them.
+    """
+    outputs = [output for output in outputs if output.grad_fn is not None]
+    seen, pending = set[Any](), [output.grad_fn for output in outputs]
+    while pending:
+        function = pending.pop()
+        if function is None or function in seen:
+            continue
+        seen.add(function)
+        joined = len(function.next_functions)
+        if len(seen) > MOST_OPERATIONS or joined > MOST_JOINED:
+            number, what = (MOST_JOINED, "tensors in one") if joined > MOST_JOINED else (MOST_OPERATIONS, "operations")
+            raise ValueError(f"more than {number} {what}, as of a loop over a long input; give a shorter one")
+        pending += [given for given, _ in function.next_functions]
+    return outputs
 
 
 def _mappings(dependency: Any) -> list[Callable[[list[Entry]], list[Entry]]]:

@@ -17,8 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nasbench_grow.base import randomness
+from nasbench_grow.base.calling import call, shapes
 from nasbench_grow.base.devices import DEVICE_ERRORS
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.base.given import check_example, check_model
+from nasbench_grow.base.trees import device_of, tensors
 from nasbench_grow.cost.macs import count_macs, macs_by_module
 from nasbench_grow.structure.attention import (
     Attention,
@@ -28,9 +32,10 @@ from nasbench_grow.structure.attention import (
     head_axes,
     is_attention,
 )
+from nasbench_grow.structure.conditions import probe_of
+from nasbench_grow.structure.exactness import OUTPUT, unfaithful
 from nasbench_grow.structure.layers import CONVS, NORMS, removable_layers
 from nasbench_grow.structure.pricing import priced
-from nasbench_grow.structure.probing import random_batch, randomised
 from nasbench_grow.structure.recurrent import (
     RECURRENT,
     input_axes,
@@ -51,34 +56,64 @@ SLICEABLE = (*NORMS, *MAKERS, nn.PReLU)
 NO_DIMENSION = -1
 """Number of a dimension that no tensor has: the inputs of a grouped convolution, the outputs of a recurrent layer."""
 
+MOST_ROUNDS = 10
+"""How often what the model does not survive is fixed and the rest tried again."""
+UNSETTLED = "its removal changes what it should not, whatever else is fixed"
+"""Why the rest is fixed, too, after so many rounds."""
 
-def discover(model: nn.Module, example: Tensor) -> Space:
-    """The configuration space of ``model``, which is left as it is.
+
+def discover(model: nn.Module, example: Any) -> Space:
+    """The configuration space of ``model``, which is left as it is, as are all random generators.
 
     Args:
-        model: any module with one tensor input.
-        example: one input with a batch axis, as the model takes it (its values do not matter).
+        model: any module.
+        example: one input with a batch axis, as the model takes it (its values do not matter): a tensor, a tuple of
+            what ``forward`` takes, or a dict of it by keyword, in any nesting.
 
     Raises:
         UserError: the model cannot be traced, or two of its modules share a weight.
-    """
-    from nasbench_grow.structure.exactness import unfaithful
 
+    Warns:
+        UserWarning: the model is random even in evaluation mode.
+    """
+    check_model(model)
+    check_example(example)
+    device = device_of(example)
+    states = randomness.states(device)
+    try:
+        return find_space(model, example)
+    finally:
+        randomness.put_back(states, device)
+
+
+def find_space(model: nn.Module, example: Any) -> Space:
+    """What :func:`discover` gives. What it draws, for layers that stand in for others, stays drawn: a training run goes
+    on from there."""
+    if isinstance(model, SLICEABLE):
+        raise UserError(
+            f"nothing in this model can be grown: a {type(model).__name__} alone gives what the model gives; give a "
+            "network of several layers"
+        )
     _refuse_shared_weights(model)
     dense_macs = count_macs(model, example)
-    probe = randomised(model)
-    batch = random_batch(probe, example)
-    couplings = _Couplings(probe)
-    couplings.trace(batch)
-    blocks, plain = removable_layers(probe, batch)
-    rates = _rates(probe, batch)
+    probe = probe_of(model, example)
+    couplings = _Couplings(probe.module)
+    for _ in probe.views():
+        couplings.trace(probe.inputs)
+    blocks, plain = removable_layers(probe.module, probe.inputs)
+    rates = _rates(probe.module, probe.inputs)
     rejected: dict[str, str] = {}
-    while True:
+    for _ in range(MOST_ROUNDS):
         space = couplings.space(blocks, plain, rates, dense_macs, rejected)
-        found = unfaithful(space, probe, batch) or priced(space, model, example)
+        reasons: dict[str, str] = {}
+        for _ in probe.views():
+            reasons |= unfaithful(space, probe.module, probe.inputs, probe.tolerance)
+        found = reasons or priced(space, model, example)
         if isinstance(found, Space):
             return found
         rejected |= {name.partition("#")[0]: reason for name, reason in found.items()}
+    every = [*(group.name.partition("#")[0] for group in space.groups), *(layer.name for layer in space.layers)]
+    return couplings.space([], [], rates, dense_macs, dict.fromkeys(every, UNSETTLED) | rejected)
 
 
 def _refuse_shared_weights(model: nn.Module) -> None:
@@ -110,9 +145,9 @@ class _Couplings:
         self.consumers: dict[Axis, None] = {}
         self.late: list[Axis] = []
 
-    def trace(self, example: Tensor) -> None:
-        """Reads every dependency group of the model."""
-        from nasbench_grow.structure.dependencies import DependencyGraph  # imports torch_pruning
+    def trace(self, example: Any) -> None:
+        """Reads every dependency group of the model as it runs now."""
+        from nasbench_grow.structure.dependencies import DependencyGraph, followable  # imports torch_pruning
 
         graph = DependencyGraph()
         attentions = attention_layers(self.model, example)
@@ -120,20 +155,26 @@ class _Couplings:
         try:
             with torch.enable_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                graph.build_dependency(traced, example_inputs=example, verbose=False)
+                graph.build_dependency(
+                    traced,
+                    example,
+                    forward_fn=call,
+                    output_transform=lambda output: followable(tensors(output)),
+                    verbose=False,
+                )
         except DEVICE_ERRORS:
             raise
         except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"cannot trace {type(self.model).__name__} with an input of shape {tuple(example.shape)}: {reason}; "
+                f"cannot trace {type(self.model).__name__} with an input of shape {shapes(example)}: {reason}; "
                 "give a model and an example input that run together"
             ) from error
         originals = ((original_name(name), module) for name, module in traced.named_modules())
         names = {id(module): name for name, module in originals if name in self.modules}
         names |= {id(parameter): name for name, parameter in traced.named_parameters()}
         for name in _makers_of_output(self.model, example):
-            self.fixed[name] = "its channels are the model's output"
+            self.fixed[name] = OUTPUT
         for name, module in self.modules.items():
             self._tie(name, module)
         for name, attention in attentions.items():
@@ -141,6 +182,7 @@ class _Couplings:
         for group in graph.groups((CONVS, nn.Linear, nn.Embedding)):
             if id(group[0].dep.target.module) in names:
                 self._couple(graph, group, names)
+        self.fixed |= {names[id(module)]: reason for module, reason in graph.unresolved.items() if id(module) in names}
 
     def _couple(self, graph: DependencyGraph, group: list[Coupled], names: dict[int, str]) -> None:
         """Joins the entries of a dependency group, on whichever side of their modules they are; ``names`` are those of
@@ -389,7 +431,7 @@ def _enclosing(layers: list[Layer], group: int | None, tensors: list[str]) -> in
     return None
 
 
-def _makers_of_output(model: nn.Module, example: Tensor) -> list[str]:
+def _makers_of_output(model: nn.Module, example: Any) -> list[str]:
     """The modules whose output is the model's output (up to a view of it)."""
     outputs: dict[str, Tensor] = {}  # all kept alive: freed memory would be given out again, at the same address
 
@@ -403,15 +445,13 @@ def _makers_of_output(model: nn.Module, example: Tensor) -> list[str]:
         if isinstance(module, (CONVS, nn.Linear))
     ]
     with torch.no_grad():
-        output = model(example)
+        last = {tensor.data_ptr() for tensor in tensors(call(model, example))}
     for hook in hooks:
         hook.remove()
-    tensors = [output] if isinstance(output, Tensor) else list(output)
-    last = {tensor.data_ptr() for tensor in tensors if isinstance(tensor, Tensor)}
     return [name for name, tensor in outputs.items() if tensor.data_ptr() in last]
 
 
-def _rates(model: nn.Module, example: Tensor) -> dict[tuple[Axis, ...], float]:
+def _rates(model: nn.Module, example: Any) -> dict[tuple[Axis, ...], float]:
     """MACs, from the one counter, per pair of output and input entry of every weight that multiplies, and per feature
     of every attention layer's heads; by the axes along which those run."""
     rates: dict[tuple[Axis, ...], float] = {}

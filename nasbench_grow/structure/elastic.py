@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.base.trees import device_of
 from nasbench_grow.cost.macs import count_macs
-from nasbench_grow.structure.discovery import discover
+from nasbench_grow.structure.discovery import find_space
 from nasbench_grow.structure.space import Space
 from nasbench_grow.structure.subnetwork import absorb, carry_optimizer, carry_state, extract, zero_init
 
@@ -67,7 +68,7 @@ class ElasticModel:
     """
 
     def __init__(
-        self, dense: nn.Module, example: Tensor, make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+        self, dense: nn.Module, example: Any, make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     ) -> None:
         self.dense, self.example, self.make_optimizer = dense, example, make_optimizer
         if next(dense.parameters(), None) is None:
@@ -82,7 +83,7 @@ class ElasticModel:
     @cached_property
     def space(self) -> Space:
         """What of the dense model can be present or absent; discovered when first asked for."""
-        return discover(self.dense, self.example)
+        return find_space(self.dense, self.example)
 
     @property
     def structures(self) -> Tensor:
@@ -154,7 +155,7 @@ class ElasticModel:
         Returns:
             shape (structures,): zero for absent filters and for layers.
         """
-        total = self.example.new_zeros(len(self.space), dtype=torch.float32)
+        total = torch.zeros(len(self.space), device=device_of(self.example))
         parameters = dict(self.network.named_parameters())
         for axis in self._owned_axes:
             values = measure(parameters[axis.name]) if axis.role in of else None
@@ -187,7 +188,8 @@ class ElasticModel:
                     at = axis.entries[inside][torch.argsort(axis.numbers[inside], stable=True)]
                     if len(at):  # a filter may own several entries of an axis, as a recurrent unit does in each gate
                         found.append(slices[at].view(int(axis.numbers[inside].unique().numel()), -1))
-        return [torch.cat(found, 1) if found else self.example.new_zeros(0, 0) for found in parts]
+        nothing = torch.zeros(0, 0, device=device_of(self.example))
+        return [torch.cat(found, 1) if found else nothing for found in parts]
 
     @property
     def _owned_axes(self) -> list[_OwnedAxis]:
@@ -247,7 +249,7 @@ class ElasticModel:
         self.network.load_state_dict(state["network"])
         for name, tensor in state["running"].items():
             path, _, key = name.rpartition(".")
-            self.network.get_submodule(path)._buffers[key] = tensor.to(self.example.device, copy=True)
+            self.network.get_submodule(path)._buffers[key] = tensor.to(device_of(self.example), copy=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.unchanged, self.epochs = state["unchanged"], state["epochs"]
 

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nasbench_grow.base.calling import arguments, call
 from nasbench_grow.base.devices import DEVICE_ERRORS
+from nasbench_grow.base.trees import tensors
 from nasbench_grow.structure.space import ChannelGroup, Space
 from nasbench_grow.structure.subnetwork import extract
 
@@ -23,16 +25,18 @@ TOLERANCE = 1e-8
 """Largest accepted difference from the definition, as a share of the largest output, in double precision."""
 LENGTHS = 6
 """To how many common lengths groups are set in turn, at most."""
+OUTPUT = "its channels are the model's output"
+"""Why what a model gives stays whole."""
 
 
-def masked(space: Space, model: nn.Module, present: Tensor, example: Tensor) -> Any:
+def masked(space: Space, model: nn.Module, present: Tensor, example: Any) -> Any:
     """Output of the full ``model`` with every absent entry multiplied by zero (``f(x; w * m)``, section 3.1).
 
     Normalisations across channels (layer norm, group norm with one group) take their statistics over the channels
     that are present; absent layers return their input.
     """
     kept = space.resolved(present)
-    tensors: dict[str, Tensor] = {}
+    scaled: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         tensor: Tensor = parameter
         for dim in range(tensor.ndim):
@@ -41,9 +45,9 @@ def masked(space: Space, model: nn.Module, present: Tensor, example: Tensor) -> 
                 there = (owner < 0) | kept[owner.clamp(min=0)]
                 shape = [-1 if axis == dim else 1 for axis in range(tensor.ndim)]
                 tensor = tensor * there.to(tensor).view(shape)
-        tensors[name] = tensor
+        scaled[name] = tensor
     with _absent_layers(space, model, present), _norms_over_present(space, model, kept):
-        return functional_call(model, tensors, (example,))
+        return functional_call(model, scaled, *arguments(example))
 
 
 @contextmanager
@@ -105,7 +109,7 @@ def _over(kept: Tensor, module: nn.Module, arguments: tuple[Tensor], output: Ten
     return torch.zeros_like(output).index_copy(channel, kept, seen)
 
 
-def unfaithful(space: Space, model: nn.Module, example: Tensor) -> dict[str, str]:
+def unfaithful(space: Space, model: nn.Module, example: Any, tolerance: float = TOLERANCE) -> dict[str, str]:
     """The channel groups and layers whose removal changes more than it should, each with what went wrong.
 
     Compares extraction with the definition for several structures; only where that fails, for groups and layers one by
@@ -116,7 +120,7 @@ def unfaithful(space: Space, model: nn.Module, example: Tensor) -> dict[str, str
 
     def failure(present: Tensor) -> str | None:
         shallow = not bool(present[space.filters :].all())
-        return _failure(space, model, example, present, backward=shallow)
+        return _failure(space, model, example, present, tolerance, backward=shallow)
 
     failing = next((present for present in _structures(space, generator) if failure(present) is not None), None)
     if failing is None:
@@ -220,7 +224,9 @@ def _halved(space: Space, groups: list[ChannelGroup], generator: torch.Generator
     return present
 
 
-def _failure(space: Space, model: nn.Module, example: Tensor, present: Tensor, backward: bool = False) -> str | None:
+def _failure(
+    space: Space, model: nn.Module, example: Any, present: Tensor, tolerance: float, backward: bool = False
+) -> str | None:
     """Why the sub-network of ``present`` does not compute what the masked network does; None if it does.
 
     With ``backward`` it must have gradients, too: an operation in place that followed an absent layer may overwrite
@@ -228,17 +234,29 @@ def _failure(space: Space, model: nn.Module, example: Tensor, present: Tensor, b
     """
     with torch.set_grad_enabled(backward):
         try:
-            small = extract(space, model, present)(example)
+            small = tensors(call(extract(space, model, present), example))
             if backward:
-                small.sum().backward()
+                torch.stack([output.sum() for output in small if output.requires_grad]).sum().backward()
         except DEVICE_ERRORS:
             raise
         except Exception as error:
             cause = (str(error) or type(error).__name__).splitlines()[0]
             return f"the network does not run without some of them ({cause})"
     with torch.no_grad():
-        wanted = masked(space, model, present, example)
-    scale = float(wanted.abs().max()) + 1e-12
-    if small.shape != wanted.shape or not float((small.detach() - wanted).abs().max()) <= TOLERANCE * scale:
+        wanted = tensors(masked(space, model, present, example))
+    if [output.shape for output in small] != [output.shape for output in wanted]:
+        return OUTPUT
+    if not all(_agree(output.detach(), other, tolerance) for output, other in zip(small, wanted, strict=True)):
         return "a part of the network mixes its channels in a way that removal changes"
     return None
+
+
+def _agree(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    """Whether two outputs are the same up to rounding. Choices (whole numbers, truth values) may turn over by it."""
+    if not (one.is_floating_point() or one.is_complex()) or not one.numel():
+        return True
+    difference = torch.where((one == other) | (one.isnan() & other.isnan()), 0, (one - other).abs())
+    finite = other[other.isfinite()]
+    scale = float(finite.abs().max()) if len(finite) else 1.0
+    within = difference <= tolerance * scale + 1e-12 * tolerance  # not so for what is no number
+    return bool(within.all()) and not bool(other.isnan().all())

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nasbench_grow.base.calling import call
+from nasbench_grow.base.given import check_model
+from nasbench_grow.structure.given import check_present
 from nasbench_grow.structure.recurrent import flatten
 from nasbench_grow.structure.space import Space
 
@@ -29,6 +32,8 @@ class GatedNetwork(nn.Module):
 
     def __init__(self, space: Space, present: Tensor, network: nn.Module) -> None:
         super().__init__()
+        check_present(space, present)
+        check_model(network)
         self.network = network
         self._axes: list[tuple[str, int]] = []
         numbers = []  # of the structure that scales each entry of each axis
@@ -62,8 +67,9 @@ class GatedNetwork(nn.Module):
     def forward(self, inputs: Any, gates: Tensor | None = None) -> Any:
         """Output of the sub-network under ``gates``, shape (structures,); None: all are 1."""
         if gates is None:
-            return self.network(inputs)
-        return functional_call(self.network, self.scaled(gates), (inputs,))
+            return call(self.network, inputs)
+        scaled = {f"network.{name}": tensor for name, tensor in self.scaled(gates).items()}
+        return functional_call(self, scaled, (inputs,))
 
     def fold(self, gates: Tensor | None = None) -> nn.Module:
         """A copy of the sub-network with the scales multiplied into its weights; None: all are 1."""

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nasbench_grow.base.calling import call
 from nasbench_grow.structure.space import Layer
 
 CONVS = nn.modules.conv._ConvNd
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 
 
-def removable_layers(model: nn.Module, example: Tensor) -> tuple[list[Layer], list[Layer]]:
+def removable_layers(model: nn.Module, example: Any) -> tuple[list[Layer], list[Layer]]:
     """The residual blocks of a model, and the plain layers outside of them, each in forward order.
 
     Whether a plain layer can really leave is for its channels to say; until then, its groups are unknown.
@@ -76,7 +77,7 @@ class _Calls:
         return self.counts[path] == 1 and given is not None and got is not None and given.shape == got.shape
 
 
-def _watch(model: nn.Module, example: Tensor) -> _Calls:
+def _watch(model: nn.Module, example: Any) -> _Calls:
     """Runs the model once and notes what goes through its modules."""
     calls = _Calls()
 
@@ -97,7 +98,7 @@ def _watch(model: nn.Module, example: Tensor) -> _Calls:
         hooks.append(module.register_forward_pre_hook(lambda *call, name=name: before(name, *call)))
         hooks.append(module.register_forward_hook(lambda _, __, output, name=name: after(name, output)))
     with torch.no_grad():
-        model(example)
+        call(model, example)
     for hook in hooks:
         hook.remove()
     return calls

@@ -16,8 +16,9 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from nasbench_grow.base.calling import batch_length
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.cost.macs import Example, Product, batch_size, products
+from nasbench_grow.cost.macs import Example, Product, products
 from nasbench_grow.structure.space import Length, Space, WeightCost
 from nasbench_grow.structure.subnetwork import extract
 
@@ -49,7 +50,7 @@ def priced(space: Space, model: nn.Module, example: Example) -> Space | dict[str
     def count(present: Tensor) -> list[Product]:
         return products(extract(space, model, present), example)
 
-    samples = batch_size(example)
+    samples = batch_length(example)
     checks = [(present, _total(count(present)) / samples) for present in _checks(space)]
 
     def right(candidate: Space) -> bool:

@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from nasbench_grow.base.calling import batch_length, call
 from nasbench_grow.base.devices import DEVICE_ERRORS
+from nasbench_grow.base.trees import map_tensors, tensors
 
 SAMPLES = 4
 """Of the batch: batch normalisations need more than one."""
 
 
-def randomised(model: nn.Module) -> nn.Module:
-    """A copy of the model in double precision, in which no parameter is zero, one, or an identity.
+def randomised(model: nn.Module, precision: torch.dtype = torch.double) -> nn.Module:
+    """A copy of the model in a precision, in which no parameter is zero, one, or an identity.
 
     Without dropout; batch normalisations take the statistics of the batch, so that signals neither vanish nor explode.
     """
     generator = torch.Generator().manual_seed(0)
-    probe = copy.deepcopy(model).double().eval().requires_grad_(True)
+    probe = copy.deepcopy(model).to(precision).eval().requires_grad_(True)
     for module in probe.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()
@@ -59,55 +61,96 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=torch.double).to(like)
 
 
-def random_batch(model: nn.Module, example: Tensor) -> Tensor:
-    """A batch like ``example`` with other values: numbers, or tokens that the model has, none of them its padding.
+def random_batch(model: nn.Module, example: Any, precision: torch.dtype = torch.double) -> Any:
+    """Inputs like ``example``, several at once, with other values: numbers of a precision, or tokens that the model
+    has, none of them its padding.
 
     What is random is drawn the more like the example, the less the model takes other values: where it runs on none of
     them and gives finite numbers, the example is repeated.
     """
-    repeated = example[:1].expand(SAMPLES, *example.shape[1:])
-    repeated = (repeated.double() if example.is_floating_point() else repeated).clone()
+    repeated = repeat(example, precision)
     for drawn in _draws(model, repeated):
         if _gives_numbers(model, drawn):
             return drawn
     return repeated
 
 
-def _draws(model: nn.Module, example: Tensor) -> Iterator[Tensor]:
-    """Batches to try, the most random one first."""
+def repeat(example: Any, precision: torch.dtype) -> Any:
+    """The first of the inputs in ``example`` several times, in a precision. Tensors without a batch axis stay alone."""
+    one = batch_length(example)
+
+    def make(tensor: Tensor) -> Tensor:
+        if tensor.ndim and len(tensor) == one:
+            tensor = tensor[:1].expand(SAMPLES, *tensor.shape[1:])
+        return (tensor.detach().to(precision) if tensor.is_floating_point() else tensor).clone()
+
+    return map_tensors(make, example)
+
+
+def _draws(model: nn.Module, inputs: Any) -> Iterator[Any]:
+    """Inputs to try, the most random ones first."""
     generator = torch.Generator().manual_seed(0)
-    tokens = _tokens(model, example)
+    lookups = _lookups(model, inputs)
+    samples = batch_length(inputs)
+
+    def drawn(numbers: Callable[[Tensor, torch.Generator], Tensor], whole: bool) -> Any:
+        def make(tensor: Tensor) -> Tensor:
+            if not tensor.ndim or len(tensor) != samples or tensor.dtype == torch.bool or tensor.is_complex():
+                return tensor
+            if tensor.is_floating_point():
+                return numbers(tensor, generator)
+            return _whole_numbers(tensor, lookups, generator) if whole else tensor
+
+        return map_tensors(make, inputs)
+
+    yield drawn(_normal, True)
+    yield drawn(_positive, True)  # of which a root or a logarithm can be taken
+    if any(tensor.is_floating_point() for tensor in tensors(inputs)):
+        yield drawn(_normal, False)
+
+
+def _whole_numbers(tensor: Tensor, lookups: list[_Lookup], generator: torch.Generator) -> Tensor:
+    """Tokens, where the model looks vectors up by the tensor; else numbers of its size."""
+    tokens = _tokens(tensor, lookups)
     if tokens is not None:
-        drawn = tokens[torch.randint(len(tokens), example.shape, generator=generator)]
-        yield drawn.to(example)
-    elif example.is_floating_point():
-        yield _normal(example, generator)
-        yield _positive(example, generator)  # of which a root or a logarithm can be taken
-    else:
-        top = 255 if example.dtype == torch.uint8 else max(1, int(example.max()))
-        yield torch.randint(top + 1, example.shape, generator=generator).to(example)
+        return tokens[torch.randint(len(tokens), tensor.shape, generator=generator)].to(tensor)
+    top = 255 if tensor.dtype == torch.uint8 else max(1, int(tensor.max()))
+    return torch.randint(top + 1, tensor.shape, generator=generator).to(tensor)
 
 
-def _tokens(model: nn.Module, example: Tensor) -> Tensor | None:
-    """The numbers by which the model looks up vectors if its input are such numbers; else None."""
-    with _Lookups() as lookups:
-        try:
-            with torch.no_grad():
-                model(example)
-        except DEVICE_ERRORS:
-            raise
-        except Exception:  # what is wrong with the model will be said where it is traced
-            return None
-    storage = example.untyped_storage().data_ptr()
-    found = [look for look in lookups.found if look[0].untyped_storage().data_ptr() == storage]
-    same = [look for look in lookups.found if torch.equal(look[0].double().flatten(), example.double().flatten())]
+def _tokens(tensor: Tensor, lookups: list[_Lookup]) -> Tensor | None:
+    """The numbers by which the model looks up vectors if the tensor holds such numbers; else None."""
+    storage = tensor.untyped_storage().data_ptr()
+    found = [look for look in lookups if look.numbers.untyped_storage().data_ptr() == storage]
+    same = [look for look in lookups if torch.equal(look.numbers.double().flatten(), tensor.double().flatten())]
     tables = found or same
     if not tables:
         return None
-    numbers = torch.arange(min(rows for _, rows, _ in tables))
-    reserved = {0, *(padding % rows for _, rows, padding in tables if padding is not None)}
+    numbers = torch.arange(min(look.rows for look in tables))
+    reserved = {0, *(look.padding % look.rows for look in tables if look.padding is not None)}
     kept = numbers[[number not in reserved for number in numbers.tolist()]]
     return kept if len(kept) > 1 else numbers
+
+
+class _Lookup(NamedTuple):
+    """Vectors that are looked up in a table."""
+
+    numbers: Tensor
+    rows: int
+    padding: int | None
+
+
+def _lookups(model: nn.Module, inputs: Any) -> list[_Lookup]:
+    """What the model looks up; nothing where it does not run: what is wrong with it will be said elsewhere."""
+    with _Lookups() as lookups:
+        try:
+            with torch.no_grad():
+                call(model, inputs)
+        except DEVICE_ERRORS:
+            raise
+        except Exception:
+            return []
+    return lookups.found
 
 
 class _Lookups(TorchFunctionMode):
@@ -115,7 +158,7 @@ class _Lookups(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[Tensor, int, int | None]] = []
+        self.found: list[_Lookup] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -123,11 +166,11 @@ class _Lookups(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in (F.embedding, F.embedding_bag):
             given = dict(zip(("input", "weight"), args, strict=False)) | kwargs
-            self.found.append((given["input"], len(given["weight"]), given.get("padding_idx")))
+            self.found.append(_Lookup(given["input"], len(given["weight"]), given.get("padding_idx")))
         elif func is Tensor.__getitem__ and isinstance(args[1], Tensor) and _is_lookup(*args):
-            self.found.append((args[1], len(args[0]), None))
+            self.found.append(_Lookup(args[1], len(args[0]), None))
         elif func is F.one_hot and (classes := kwargs.get("num_classes", (*args, -1)[1])) > 0:
-            self.found.append((args[0], classes, None))
+            self.found.append(_Lookup(args[0], classes, None))
         return func(*args, **kwargs)
 
 
@@ -135,14 +178,13 @@ def _is_lookup(table: Tensor, numbers: Tensor) -> bool:
     return table.is_floating_point() and not numbers.is_floating_point() and numbers.dtype != torch.bool
 
 
-def _gives_numbers(model: nn.Module, batch: Tensor) -> bool:
-    """Whether the model takes a batch, and all that it gives for it are finite numbers."""
+def _gives_numbers(model: nn.Module, inputs: Any) -> bool:
+    """Whether the model takes inputs, and all that it gives for them are finite numbers."""
     try:
         with torch.no_grad():
-            output = model(batch)
+            output = call(model, inputs)
     except DEVICE_ERRORS:
         raise
     except Exception:
         return False
-    tensors = [output] if isinstance(output, Tensor) else list(output.values() if isinstance(output, dict) else output)
-    return all(bool(tensor.isfinite().all()) for tensor in tensors if isinstance(tensor, Tensor))
+    return all(bool(tensor.isfinite().all()) for tensor in tensors(output))

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from nasbench_grow.base.calling import call
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.base.given import check_model
 
 
 def recalibrate(network: nn.Module, batches: Iterable[Any]) -> None:
@@ -24,6 +26,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Any]) -> None:
     Raises:
         UserError: there is no batch.
     """
+    check_model(network)
     norms = [
         module
         for module in network.modules()
@@ -42,7 +45,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Any]) -> None:
     try:
         with torch.no_grad():
             for inputs in batches:
-                network(inputs)
+                call(network, inputs)
                 empty = False
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.structure.given import check_is_space, check_values
 from nasbench_grow.structure.space import Space
 
 CostOfCounts = Callable[[list[int], list[bool]], float]
@@ -50,6 +51,7 @@ def select(
     """
 
     check_granularity(granularity)
+    check_values(space, keys, "keys")
 
     def cost_of(counts: list[int], layers: list[bool]) -> float:
         if cost is None:
@@ -179,6 +181,7 @@ def share_keys(space: Space, importance: Tensor) -> Tensor:
         space: the configuration space.
         importance: shape (structures,); only its order within each group counts.
     """
+    check_values(space, importance, "importance")
     keys = torch.full((len(space),), torch.inf)
     for group in space.groups:
         order = torch.argsort(importance[group.structures], descending=True, stable=True).cpu()
@@ -188,4 +191,5 @@ def share_keys(space: Space, importance: Tensor) -> Tensor:
 
 def uniform_keys(space: Space) -> Tensor:
     """Keys by which every group keeps the same share of its filters, the first ones, and every layer stays."""
+    check_is_space(space)
     return share_keys(space, torch.zeros(len(space)))

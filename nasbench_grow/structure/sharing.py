@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nasbench_grow.structure.given import check_space
 from nasbench_grow.structure.recurrent import RECURRENT
 from nasbench_grow.structure.space import Space
 from nasbench_grow.structure.subnetwork import carry_state, fit, replace_tensors, skeleton
@@ -35,6 +36,7 @@ class SharedWeights:
     """
 
     def __init__(self, space: Space, dense: nn.Module) -> None:
+        check_space(space, dense)
         self.space, self.dense = space, dense
         self._stateful = any(name not in space.shapes for name, _ in dense.named_buffers())
         self._paths: dict[bytes, _Path] = {}

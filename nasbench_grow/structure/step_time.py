@@ -22,14 +22,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.interpolate import RegularGridInterpolator
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from nasbench_grow.base.calling import call
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.base.files import write_whole
 from nasbench_grow.base.folders import data_folder
 from nasbench_grow.base.parallel import from_first
+from nasbench_grow.base.trees import device_of
 from nasbench_grow.structure.space import Axis, Space
 from nasbench_grow.structure.subnetwork import is_channels_last
 
@@ -94,7 +95,7 @@ class StepTime:
         self,
         space: Space,
         model: nn.Module,
-        example: Tensor,
+        example: Any,
         timing: Timing,
         *,
         clock: Clock = seconds,
@@ -103,7 +104,7 @@ class StepTime:
         self.space = space
         layers = _layers(space, model, example, timing)
         self._keys = {axes: layer.key if layer else "" for axes, layer in layers.items()}
-        path = (folder or data_folder() / "step-times") / f"{_run_on(model, example.device, timing)}.json"
+        path = (folder or data_folder() / "step-times") / f"{_run_on(model, device_of(example), timing)}.json"
         timed = [layer for layer in layers.values() if layer]
         self.load_state_dict(from_first(lambda: _table(timed, clock, path)))
 
@@ -169,7 +170,7 @@ _Maker = Callable[[int, int], tuple[nn.Module, tuple[int, ...]]]
 """Makes a module with so many outputs and inputs, and says what shape of input it takes."""
 
 
-def _layers(space: Space, model: nn.Module, example: Tensor, timing: Timing) -> dict[tuple[Axis, ...], _Layer | None]:
+def _layers(space: Space, model: nn.Module, example: Any, timing: Timing) -> dict[tuple[Axis, ...], _Layer | None]:
     """The layer behind each cost that belongs to one; None where its time is part of another cost's."""
     found: dict[tuple[Axis, ...], _Layer | None] = {}
     seen = _input_shapes(model, example)
@@ -186,8 +187,8 @@ def _layers(space: Space, model: nn.Module, example: Tensor, timing: Timing) -> 
             found[cost.axes] = None
         elif (described := _describe(module, tensor, (timing.batch_size, *seen[path][1:]))) is not None:
             key, maker, (outputs, inputs) = described
-            step = partial(_step, maker, example.device, _channels_last(model), timing)
-            found[cost.axes] = _Layer(key, outputs, inputs, example.device, step)
+            step = partial(_step, maker, device_of(example), _channels_last(model), timing)
+            found[cost.axes] = _Layer(key, outputs, inputs, device_of(example), step)
     return found
 
 
@@ -268,7 +269,7 @@ def _step(
     return step
 
 
-def _input_shapes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:
+def _input_shapes(model: nn.Module, example: Any) -> dict[str, tuple[int, ...]]:
     """The shape of what each module takes in first when the model runs on the example."""
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -280,7 +281,7 @@ def _input_shapes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, ...
     training = model.training
     try:
         with torch.no_grad():
-            model.eval()(example)
+            call(model.eval(), example)
     finally:
         model.train(training)
         for hook in hooks:
@@ -312,6 +313,8 @@ def _interpolated(entry: Entry) -> Callable[[float, float], float]:
     for axis, timed in enumerate(widths):
         if len(timed) == 1:  # an axis that cannot shrink
             widths[axis], rising = np.append(timed, timed + 1), np.repeat(rising, 2, axis)
+    from scipy.interpolate import RegularGridInterpolator  # takes a second, which a list of names need not wait for
+
     between = RegularGridInterpolator(tuple(widths), rising)
 
     @cache

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nasbench_grow.structure import attention, recurrent
+from nasbench_grow.structure.given import check_structures
 from nasbench_grow.structure.space import Space
 
 
@@ -28,7 +29,11 @@ def extract(space: Space, dense: nn.Module, present: Tensor) -> nn.Module:
 
     Returns:
         A module of the dense network's classes in its training mode; absent layers are ``nn.Identity``.
+
+    Raises:
+        UserError: ``space`` is of another model, or ``present`` no choice of its structures.
     """
+    check_structures(space, dense, present)
     network = skeleton(space, dense, present)
     replace_tensors(network, lambda name, tensor: _cut(space, present, name, tensor))
     fit(network, dense)
@@ -101,6 +106,7 @@ def fit(network: nn.Module, full: nn.Module) -> None:
 def absorb(space: Space, dense: nn.Module, present: Tensor, network: nn.Module) -> None:
     """Writes the weights and persistent buffers of the sub-network of ``present`` back into the dense
     network."""
+    check_structures(space, dense, present)
     tensors = dense.state_dict()
     for name, small in network.state_dict().items():
         _paste(space, present, name, tensors[name], small)
@@ -144,9 +150,11 @@ def carry_optimizer(
 ) -> None:
     """Gives the optimizer of a new sub-network the state of the old one's.
 
-    State of the parameter's own shape (momentum) is carried entry by entry: surviving entries keep theirs bit by bit,
-    newborn ones start at zero, also where a structure left earlier and returns. Other state (step counts) is copied. A
-    parameter that was not there at all starts at zero too or, where an optimizer keeps other state, without any.
+    State of the parameter's own shape (momentum) or with one number for all entries along one of its dimensions
+    (Adafactor's) is carried entry by entry: surviving entries keep theirs bit by bit, newborn ones start where a fresh
+    optimizer does (at zero, but for Adagrad and Rprop), also where a structure left earlier and returns. Other state
+    (step counts) is copied. A parameter that was not there at all starts at zero too or, where an optimizer keeps other
+    state, without any. What the new optimizer does not hold gets none, and what it holds beside the network goes on.
 
     Args:
         space: the configuration space of both.
@@ -155,29 +163,66 @@ def carry_optimizer(
     old_present, old_network, old_optimizer = before
     new_present, new_network, new_optimizer = after
     old = dict(old_network.named_parameters())
+    groups = {parameter: group for group in new_optimizer.param_groups for parameter in group["params"]}
     kept = {key for state in old_optimizer.state.values() for key in state}
     all_entrywise = all(
         _is_entrywise(value, parameter) for parameter, state in old_optimizer.state.items() for value in state.values()
     )
     for name, parameter in new_network.named_parameters():
+        if parameter not in groups:
+            continue
         state = old_optimizer.state.get(old[name], {}) if name in old else {}
         if not state and all_entrywise:
             # A fused optimizer does not take some parameters with momentum and some without.
             new_optimizer.state[parameter].update({key: torch.zeros_like(parameter) for key in kept})
         for key, value in state.items():
-            if _is_entrywise(value, old[name]):
-                whole = value.new_zeros(space.shapes[name])
-                _paste(space, old_present, name, whole, value)
-                laid_out_alike = torch.empty_like(parameter, dtype=value.dtype)  # as fused optimizers need it
-                value = laid_out_alike.copy_(_cut(space, new_present, name, whole))
+            summed = _summed(key, value, old[name])
+            if summed is not None or _is_entrywise(value, old[name]):
+                shape = [1 if dim == summed else length for dim, length in enumerate(space.shapes[name])]
+                fresh = new_optimizer.state[parameter].get(key)
+                start = groups[parameter]["lr"] if key == "step_size" else 0 if fresh is None else fresh.max()
+                whole = value.new_full(shape, float(start))
+                _paste(space, old_present, name, whole, value.reshape(_like(old[name], summed)), summed)
+                value = _cut(space, new_present, name, whole, summed)
+                if summed is None:  # laid out alike, as fused optimizers need it
+                    value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                elif state[key].ndim < value.ndim:
+                    value = value.squeeze(summed)
             elif isinstance(value, Tensor):
                 value = value.clone()
             new_optimizer.state[parameter][key] = value
+    apart = groups.keys() - set(new_network.parameters())
+    new_optimizer.state.update({each: old_optimizer.state[each] for each in apart if each in old_optimizer.state})
+
+
+_SUMMED = {"row_var": -1, "col_var": -2, "exp_avg_sq_row": -1, "exp_avg_sq_col": -2}
+"""Names of state with one number for all entries along a dimension, which is of length 1 or left out."""
+
+
+def can_follow(key: str, value: Any, parameter: Tensor) -> bool:
+    """Whether a piece of an optimizer's state can be carried to a sub-network in which its parameter is cut."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 or _is_entrywise(value, parameter) or _summed(key, value, parameter) is not None
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _is_entrywise(value: Any, parameter: Tensor) -> bool:
     """Whether a piece of an optimizer's state has an entry for every entry of its parameter."""
     return isinstance(value, Tensor) and value.shape == parameter.shape
+
+
+def _summed(key: str, value: Any, parameter: Tensor) -> int | None:
+    """The dimension along which a piece of an optimizer's state has one number for all entries; None: there is none."""
+    if key not in _SUMMED or not isinstance(value, Tensor) or parameter.ndim < 2:
+        return None
+    dim = parameter.ndim + _SUMMED[key]
+    with_it, without = _like(parameter, dim), [*parameter.shape[:dim], *parameter.shape[dim + 1 :]]
+    return dim if list(value.shape) in (with_it, without) else None
+
+
+def _like(parameter: Tensor, summed: int | None) -> list[int]:
+    """The shape of a parameter, 1 along the dimension that is summed."""
+    return [1 if dim == summed else length for dim, length in enumerate(parameter.shape)]
 
 
 def carry_state(space: Space, before: tuple[Tensor, nn.Module], after: tuple[Tensor, nn.Module]) -> None:
@@ -201,11 +246,11 @@ def carry_state(space: Space, before: tuple[Tensor, nn.Module], after: tuple[Ten
             new_network.get_submodule(path)._buffers[key] = _cut(space, new_present, name, whole)
 
 
-def _cut(space: Space, present: Tensor, name: str, tensor: Tensor) -> Tensor:
-    """A copy of what ``present`` keeps of a full tensor, in its memory layout."""
+def _cut(space: Space, present: Tensor, name: str, tensor: Tensor, whole: int | None = None) -> Tensor:
+    """A copy of what ``present`` keeps of a full tensor, in its memory layout; all along the dimension ``whole``."""
     small = tensor
     for dim in range(tensor.ndim):
-        kept = space.kept(present, (name, dim))
+        kept = None if dim == whole else space.kept(present, (name, dim))
         if kept is not None:
             small = small.index_select(dim, kept.to(tensor.device))
     if small is tensor:
@@ -223,9 +268,9 @@ def is_channels_last(tensor: Tensor) -> bool:
     return tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
-def _paste(space: Space, present: Tensor, name: str, tensor: Tensor, small: Tensor) -> None:
-    """Writes ``small`` over the entries of a full tensor that ``present`` keeps."""
-    kept = [space.kept(present, (name, dim)) for dim in range(tensor.ndim)]
+def _paste(space: Space, present: Tensor, name: str, tensor: Tensor, small: Tensor, whole: int | None = None) -> None:
+    """Writes ``small`` over the entries of a full tensor that ``present`` keeps; over all along ``whole``."""
+    kept = [None if dim == whole else space.kept(present, (name, dim)) for dim in range(tensor.ndim)]
     while kept and kept[-1] is None:  # whole trailing dimensions need no index: much faster for convolutions
         kept.pop()
     if not kept:

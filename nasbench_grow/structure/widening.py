@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nasbench_grow.base.errors import UserError, unknown
 from nasbench_grow.structure import recurrent
+from nasbench_grow.structure.given import check_space
 from nasbench_grow.structure.space import Axis, ChannelGroup, Space
 from nasbench_grow.structure.subnetwork import fit, laid_out_like, replace_tensors
 
@@ -40,6 +41,11 @@ def widen(space: Space, dense: nn.Module, widths: Mapping[str, int], seed: int =
     Raises:
         UserError: no such group, no filter left in one, or the order of its filters in some tensor is unknown.
     """
+    check_space(space, dense)
+    if not isinstance(widths, Mapping):
+        raise UserError(
+            f"widths is a {type(widths).__name__}; give a dict of group names and widths, e.g. {{'conv1': 32}}"
+        )
     groups = {group.name: group for group in space.groups}
     for name, width in widths.items():
         _check(space, groups, name, width)

@@ -16,6 +16,7 @@ from nasbench_grow.dev.bench import (
     heap,
     memory,
     plain,
+    pruning,
     record,
     restructure,
     startup,
@@ -29,7 +30,7 @@ from nasbench_grow.harness.setups import SETUPS
 
 PARTS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (step_time, plain, whole_run, floor, restructure, compiling, heap, memory, startup)
+    for module in (step_time, plain, whole_run, floor, restructure, pruning, compiling, heap, memory, startup)
 }
 """Each part has a SUMMARY, ``measure(settings)`` and ``tables(record)``; CPU_ONLY where a GPU has no share in it."""
 
