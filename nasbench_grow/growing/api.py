@@ -180,13 +180,7 @@ def grow(
     network.eval().zero_grad()
     job.check_returned(network, last)
     check_spent(growing)
-    shapes, known = ([tuple(each.shape[1:]) for each in tensors(inputs)] for inputs in (last, example))
-    if shapes != known:
-        warnings.warn(
-            f"inputs have the shape {_listed(shapes)}, the example {_listed(known)}: MACs are those of inputs like the "
-            "example",
-            stacklevel=2,
-        )
+    _compare_shapes(last, example)
     dense_macs = count_macs(dense, example)
     return Grown(
         network=network,
@@ -200,8 +194,15 @@ def grow(
     )
 
 
-def _listed(shapes: list[tuple[int, ...]]) -> str:
-    return ", ".join(map(str, shapes))
+def _compare_shapes(inputs: Any, example: Any) -> None:
+    """Warn where inputs are larger or smaller than what MACs are counted on."""
+    given, counted = ([tuple(tensor.shape[1:]) for tensor in tensors(each)] for each in (inputs, example))
+    if given != counted:
+        warnings.warn(
+            f"inputs have the shape {', '.join(map(str, given))}, the example {', '.join(map(str, counted))}: MACs are "
+            "those of inputs like the example",
+            stacklevel=3,
+        )
 
 
 def _follow(run: Run, recipe: OwnRecipe, bar: Any) -> tuple[list[dict[str, Any]], nn.Module]:
