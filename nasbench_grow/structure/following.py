@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nasbench_grow.structure.discovery import FIXED, NO_DIMENSION, Couplings
+from nasbench_grow.structure.couplings import FIXED, NO_DIMENSION, Couplings
 from nasbench_grow.structure.flow import Flow, Site, Vector, size_attributes
 from nasbench_grow.structure.rates import weight_rates
 from nasbench_grow.structure.recurrent import RECURRENT, input_axes, with_stand_ins
