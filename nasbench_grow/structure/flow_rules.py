@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-if TYPE_CHECKING:
-    from nasbench_grow.structure.flow import Flow, Labels, Vector
+Flow = Any
+"""A :class:`nasbench_grow.structure.flow.Flow`, which imports this file."""
+Vector = np.ndarray
+Labels = list[Vector | None]
 
 _MOVES = frozenset(
     [
@@ -453,7 +455,7 @@ def _where(flow: Flow, args: Any, kwargs: Any, output: Tensor) -> None:
     _pointwise(flow, [each for each in args if isinstance(each, Tensor)], output)
 
 
-_Rule = Callable[["Flow", Any, Any, Any], None]
+_Rule = Callable[[Flow, Any, Any, Any], None]
 _RULES: dict[str, _Rule] = {
     "cat": _cat,
     "stack": _stack,
