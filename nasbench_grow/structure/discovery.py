@@ -10,7 +10,6 @@ the network is taken.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +17,12 @@ from torch import Tensor, nn
 from nasbench_grow.base.devices import DEVICE_ERRORS
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.cost.macs import count_macs
+from nasbench_grow.structure.couplings import OUTPUT, Couplings
 from nasbench_grow.structure.layers import removable_layers
 from nasbench_grow.structure.rates import attention_rates, weight_rates
 from nasbench_grow.structure.space import Layer, Space
 from nasbench_grow.structure.subnetwork import detach_kept
 from nasbench_grow.structure.tied import has_tied_weights
-
-if TYPE_CHECKING:
-    pass
-
-from nasbench_grow.structure.couplings import OUTPUT, Couplings
 
 
 def discover(model: nn.Module, example: Tensor) -> Space:
@@ -38,7 +33,7 @@ def discover(model: nn.Module, example: Tensor) -> Space:
         example: one input with a batch axis, as the model takes it (its values do not matter).
 
     Raises:
-        UserError: the model cannot be traced, or two of its modules share a weight.
+        UserError: the model cannot be traced.
     """
     from nasbench_grow.structure.following import followed
 
