@@ -205,17 +205,16 @@ def probe_of(model: nn.Module, example: Any) -> Probe:
 
 @contextmanager
 def _buffers_kept(root: nn.Module) -> Iterator[None]:
-    """Buffers are as before afterwards: some modules go on from call to call, with tensors that a copy may share."""
+    """Copies stand in for all buffers: some modules change theirs in a call, and another network may have the same."""
     held = [(module, dict(module._buffers)) for module in root.modules()]
-    values = [(buffer, buffer.clone()) for buffer in root.buffers()]
+    copies = {id(buffer): buffer.clone() for buffer in root.buffers()}
+    for module, buffers in held:
+        module._buffers.update({key: copies.get(id(buffer), buffer) for key, buffer in buffers.items()})
     try:
         yield
     finally:
         for module, buffers in held:
             module._buffers.update(buffers)
-        with torch.no_grad():
-            for buffer, value in values:
-                buffer.copy_(value)
 
 
 @contextmanager
