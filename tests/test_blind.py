@@ -140,7 +140,6 @@ HIDDEN: dict[str, tuple[Callable[[], nn.Module], Tensor, set[str]]] = {
     "skip between two widths": (lambda: Skips(12), IMAGE, {"b"}),
     "skip between two widths, narrower": (lambda: Skips(5), IMAGE, {"a"}),
     "skip from the input": (lambda: Skips(12, from_input=True), IMAGE, {"b"}),
-    "skip lost": (Asks, IMAGE, {"a", "b"}),
     "token that is padding": (Words, WORDS, {"a"}),
     "last token is padding": (lambda: Words(-1), WORDS, {"a"}),
     "bag of tokens": (lambda: Words(0, bag=True), WORDS, {"a"}),
@@ -163,6 +162,17 @@ def holds(space: Space, model: nn.Module, present: Tensor, inputs: Tensor) -> No
     with torch.no_grad():
         wanted, found = masked(space, model, present, inputs), extract(space, model, present)(inputs)
     assert (found - wanted).abs().max() <= 1e-10 * wanted.abs().max()
+
+
+def test_a_skip_is_not_lost_where_the_number_it_depends_on_can_be_set() -> None:
+    torch.manual_seed(0)
+    model = Asks().eval()
+    space = discover(model, IMAGE)
+    assert [group.name for group in space.groups] == ["a"]
+    present = space.full()
+    present[:5] = False
+    assert extract(space, model, present).channels == 3
+    holds(space, model, present, torch.randn(2, *IMAGE.shape[1:]))
 
 
 @pytest.mark.parametrize("name", HIDDEN)

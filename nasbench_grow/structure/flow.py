@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakIdKeyDictionary
 
 from nasbench_grow.base.calling import call
+from nasbench_grow.base.errors import UserError
 from nasbench_grow.base.trees import map_tensors, tensors
 from nasbench_grow.structure import flow_rules
 from nasbench_grow.structure.exactness import OUTPUT
@@ -35,6 +36,8 @@ Labels = list[Vector | None]
 """A vector for each dimension; None where no entry can leave, or where the tensor is made as long as it has to be."""
 FIXED = 0
 """The number of what always stays."""
+MOST_OPERATIONS = 20_000
+"""Operations of a forward pass that are followed at most, so that discovery ends."""
 
 
 @dataclass
@@ -109,6 +112,7 @@ class Flow(TorchDispatchMode):
         self.products: list[Product] = []
         self.frames: dict[str, Frame] = {}
         self.stack: list[Frame] = [Frame("")]
+        self.operations = 0
 
     def run(self, inputs: Any) -> None:
         """Runs the model on one sample, whose own entries all stay, as do those of its output."""
@@ -172,6 +176,12 @@ class Flow(TorchDispatchMode):
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)]
+        self.operations += 1
+        if self.operations > MOST_OPERATIONS:
+            raise UserError(
+                f"a forward pass has more than {MOST_OPERATIONS} operations, as of a loop over a long input; give a "
+                "shorter one"
+            )
         if tensors:
             flow_rules.apply(self, func, args, kwargs, output, tensors)
         return output
