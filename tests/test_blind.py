@@ -172,7 +172,7 @@ def test_a_skip_is_not_lost_where_the_number_it_depends_on_can_be_set() -> None:
     present = space.full()
     present[:5] = False
     assert extract(space, model, present).channels == 3
-    holds(space, model, present, torch.randn(2, *IMAGE.shape[1:]))
+    holds(space, model.double(), present, torch.randn(2, *IMAGE.shape[1:], dtype=torch.double))
 
 
 @pytest.mark.parametrize("name", HIDDEN)

@@ -277,7 +277,7 @@ def test_limits_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes(Layers(joins)) == {"first": 16}  # the operations can still be followed
     for module in (dependencies, flow):
         monkeypatch.setattr(module, "MOST_OPERATIONS", 3)
-    with pytest.raises(UserError, match="more than 3 .*give a shorter one"):
+    with pytest.raises(UserError, match=r"more than 3 .*give a shorter one"):
         discover(Layers(joins), EXAMPLE)
     monkeypatch.setattr(dependencies, "MOST_OPERATIONS", 20_000)
     monkeypatch.setattr(dependencies, "MOST_JOINED", 300)
