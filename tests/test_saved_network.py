@@ -248,9 +248,9 @@ def test_answers_tell_any_changed_weight_whatever_the_network_takes(
     leaf = torch.randint(5, (1, 4)) if whole else torch.rand(1, 4)
     example = {
         "tensor": leaf,
-        "dict": {"a": leaf, "b": 3.0 * torch.ones(1)},
-        "tuple": (leaf, leaf),
-        "nested": {"a": [leaf, {"b": (leaf,)}]},
+        "dict": ({"a": leaf, "b": 3.0 * torch.ones(1)},),
+        "tuple": ((leaf, leaf),),
+        "nested": ({"a": [leaf, {"b": (leaf,)}]},),
     }[kind]
     network = Takes()
     state = torch.get_rng_state()
