@@ -99,7 +99,8 @@ def _of_dense(part: int, whole: int | None) -> str:
 def _machine(record: Record) -> str:
     hardware: dict[str, Any] = record["hardware"] or {}
     device = hardware.get("gpu") if str(record["setup"]).startswith("cuda") else hardware.get("cpu")
-    return f"{device} ({hardware.get('threads')} threads, set-up `{record['setup']}`)"
+    threads = hardware.get("threads")
+    return f"{device} ({threads} thread{'' if threads == 1 else 's'}, set-up `{record['setup']}`)"
 
 
 def _loading(cell: Cell, task: Task, alone: bool) -> str:
