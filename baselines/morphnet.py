@@ -11,7 +11,8 @@ from scratch by the whole recipe. Published in their code: the regulariser, the 
 Ours: the price is set by how far it would move a scale in the whole search, so that it depends neither on the length of
 the run nor on the size of the network; the search goes through the beginning of the recipe's schedule (they advise a
 constant rate) and ends as soon as what is alive costs ``shrunk`` of the budget; there is one round of shrinking and
-expanding, and at least one filter of each group lives. The search leaves out the search split and is billed on top.
+expanding, and at least one filter of each group lives. The search leaves out the search split and is billed on top. At
+a ``strength`` of 1 hardly a filter dies, and what comes out is uniform width; 16 was chosen on validation.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def expanded(space: Space, dense: nn.Module, alive: Tensor, job: Job) -> nn.Modu
 class MorphNetSettings:
     """How the structure is searched."""
 
-    strength: float = 1.0
+    strength: float = 16.0
     """How far the price of an average filter would move its scale, which starts at one, in a whole search."""
     threshold: float = 0.01
     """Scales above it are alive."""

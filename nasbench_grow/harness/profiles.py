@@ -29,7 +29,7 @@ _TUNED = (
     *("depgraph", "depgraph[strength=0.003]", "depgraph[sparse_rate=1,strength=5e-05]"),
     *("prunetrain", "prunetrain[ratio=0.05]", "prunetrain[pruning_share=0.25]"),
     *("oto", "oto[pruning_share=0.3]", "bar", "bar[distillation=0]"),
-    *("morphnet", "morphnet[strength=4]", "morphnet[strength=16]"),
+    *("morphnet", "morphnet[strength=1]", "morphnet[strength=4]"),
 )
 """Pruning methods that short runs are hard on, each with what might be better there: how strong its regulariser is,
 and how much of the run comes before pruning."""
