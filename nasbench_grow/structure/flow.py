@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakIdKeyDictionary
 
 from nasbench_grow.base.calling import call
+from nasbench_grow.base.devices import DEVICE_ERRORS
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.base.trees import map_tensors, tensors
 from nasbench_grow.structure import flow_rules
@@ -100,6 +101,7 @@ class Flow(TorchDispatchMode):
         self.labels: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.weights: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.names = {id(tensor): name for name, tensor in (*model.named_buffers(), *model.named_parameters())}
+        self.chosen: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.rooted: set[int] = set()
         self.roots: dict[str, Vector] = {}
         self.makers: dict[tuple[str, int], None] = {}
@@ -114,8 +116,14 @@ class Flow(TorchDispatchMode):
         self.stack: list[Frame] = [Frame("")]
         self.operations = 0
 
-    def run(self, inputs: Any) -> None:
-        """Runs the model on one sample, whose own entries all stay, as do those of its output."""
+    def run(self, inputs: Any, views: Iterable[None] = (None,)) -> None:
+        """Runs the model on one sample, whose own entries all stay, as do those of its output.
+
+        Args:
+            inputs: one sample.
+            views: while each is given, the model runs in another way (:meth:`Probe.views`). The first must succeed and
+                is the one that costs.
+        """
         hooks = []
         for name, module in self.model.named_modules():
             hooks.append(module.register_forward_pre_hook(lambda _, given, name=name: self._enter(name, given)))
@@ -129,13 +137,30 @@ class Flow(TorchDispatchMode):
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with torch.no_grad(), self:
-                output = call(self.model, inputs)
+            for number, _ in enumerate(views):
+                costs = list(self.products)
+                try:
+                    self._run_once(inputs)
+                except DEVICE_ERRORS:
+                    raise
+                except Exception:  # in training, one sample may be too few
+                    if not number:
+                        raise
+                if number:
+                    self.products = costs
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
             for hook in hooks:
                 hook.remove()
+
+    def _run_once(self, inputs: Any) -> None:
+        self.stack = [Frame("")]
+        for frame in self.frames.values():
+            frame.sites = 0  # the same places have the same names
+        with torch.no_grad(), self:
+            output = call(self.model, inputs)
         for tensor in tensors(output):
+            self.use_chosen(tensor)
             self.fix(tensor, OUTPUT)
 
     def _enter(self, name: str, given: tuple[Any, ...]) -> None:
@@ -237,6 +262,11 @@ class Flow(TorchDispatchMode):
         """Notes that all entries of a dimension stay."""
         if vector is not None and vector.any():
             self.reasons.append((vector, reason))
+
+    def use_chosen(self, tensor: Tensor) -> None:
+        """Says that all entries stay among which the numbers in a tensor choose: the rest would have other numbers."""
+        for vector in self.chosen.get(tensor, ()):
+            self.stay(vector, "one of its channels is chosen by its number")
 
     def fix(self, tensor: Tensor, reason: str) -> None:
         """Says that all entries of a tensor stay."""

@@ -88,6 +88,8 @@ _ALIKE = frozenset(
         "softmax",
         "_prelu_kernel",
         "nan_to_num",
+        "hardswish",
+        "rsub",
     ]
 )
 _REDUCES = frozenset(
@@ -127,6 +129,8 @@ def apply(flow: Flow, func: Any, args: Any, kwargs: Any, output: Any, tensors: l
     """Labels the result of an operation."""
     name = func._schema.name.partition("::")[2]
     name = name[:-1] if name.endswith("_") and not name.startswith("__") else name
+    for tensor in tensors:
+        flow.use_chosen(tensor)
     rule = _RULES.get(name)
     if rule is not None:
         rule(flow, args, kwargs, output)
@@ -235,7 +239,8 @@ def _pool(flow: Flow, source: Tensor, output: Any, spatial: int) -> None:
 
 
 def _reduce(flow: Flow, func: Any, args: Any, kwargs: Any, output: Any) -> None:
-    """The dimensions that are summed over end."""
+    """The dimensions that are summed over end. What is chosen from them, by its number, must stay once that is used."""
+    name = func._schema.name.partition("::")[2]
     named = dict(zip((each.name for each in func._schema.arguments), args, strict=False)) | kwargs
     source = args[0]
     dims = named.get("dim")
@@ -248,6 +253,8 @@ def _reduce(flow: Flow, func: Any, args: Any, kwargs: Any, output: Any) -> None:
                 labels if result.ndim == source.ndim else [each for dim, each in enumerate(labels) if dim not in gone]
             )
             flow.give(result, kept, [source])
+            if not result.is_floating_point() and source.is_floating_point() and name not in ("any", "all"):
+                flow.chosen[result] = [flow.of(source)[dim] for dim in gone]
 
 
 def _cat(flow: Flow, args: Any, kwargs: Any, output: Tensor) -> None:

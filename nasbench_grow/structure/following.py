@@ -29,7 +29,7 @@ _CHECKS, _ATTEMPTS = 640, 12
 
 
 def followed(trial: Trial) -> Space:
-    """The space of all that can leave, as far as it was seen in evaluation mode."""
+    """The space of all that can leave, as far as it was seen."""
     module, inputs = trial.probe.module, trial.probe.inputs
     rates = weight_rates(module, inputs)
     rates = {axes: rate for axes, rate in rates.items() if isinstance(module.get_submodule(_path(axes)), RECURRENT)}
@@ -39,7 +39,7 @@ def followed(trial: Trial) -> Space:
     attempts = rounds = 0
     while rounds < MOST_ROUNDS:
         couplings = FlowCouplings(module)
-        couplings.follow(inputs, choices, ties)
+        couplings.follow(inputs, choices, ties, trial.probe.views())
         if couplings.picks(choices):
             continue
         attempts += 1
@@ -99,13 +99,14 @@ def _count_on(sites: list[Site], choices: dict[str, int]) -> bool:
 class FlowCouplings(Couplings):
     """Couplings read off the operations of a forward pass."""
 
-    def follow(self, inputs: Any, choices: dict[str, int], ties: set[str]) -> None:
-        """Runs the model once and notes what leaves together.
+    def follow(self, inputs: Any, choices: dict[str, int], ties: set[str], views: Iterable[None]) -> None:
+        """Runs the model once in every view and notes what leaves together.
 
         Args:
             inputs: for the model; the first sample is used.
             choices: the option to take at each site.
             ties: modules whose output is as wide as their input.
+            views: of the probe that the model is (:meth:`Probe.views`).
         """
         for name, module in self.modules.items():
             if isinstance(module, RECURRENT):
@@ -117,7 +118,7 @@ class FlowCouplings(Couplings):
         self.flow = flow = Flow(traced, self._numbers, self._join, choices, ties)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            flow.run(first_sample(inputs))
+            flow.run(first_sample(inputs), views)
         self._stay(flow.reasons)
         for root, vector in flow.roots.items():
             self.roots[_module_of(root)] = vector
