@@ -23,6 +23,8 @@ from nasbench_grow.structure.subnetwork import extract
 
 TOLERANCE = 1e-8
 """Largest accepted difference from the definition, as a share of the largest output, in double precision."""
+DRAWS = 3
+"""Structures of widths drawn at random."""
 LENGTHS = 6
 """To how many common lengths groups are set in turn, at most."""
 OUTPUT = "its channels are the model's output"
@@ -160,8 +162,8 @@ def unfaithful(space: Space, model: nn.Module, example: Any, tolerance: float = 
 
 def _structures(space: Space, generator: torch.Generator) -> Iterator[Tensor]:
     """Structures by which a wrong coupling shows: random halves, with all layers and without the plain ones; widths
-    that differ from each other, with a part of the layers; one filter in each group and no layer; and groups as wide as
-    each other, or as what is always there, where shapes agree by accident."""
+    that differ from each other, with a part of the layers; one filter in each group and no layer; any widths; and groups
+    as wide as each other, or as what is always there, where shapes agree by accident."""
     halved = _halved(space, space.groups, generator)
     yield halved
     plain = [index for index, layer in enumerate(space.layers) if layer.bypass]
@@ -176,6 +178,9 @@ def _structures(space: Space, generator: torch.Generator) -> Iterator[Tensor]:
     absent = [index for index in range(len(space.layers)) if torch.rand((), generator=generator) < 0.5]
     yield _thinned(space, widths, generator) & _without(space, absent)
     yield _thinned(space, [1] * len(space.groups), generator) & _without(space, range(len(space.layers)))
+    for _ in range(DRAWS):
+        widths = [int(torch.randint(1, group.size + 1, (), generator=generator)) for group in space.groups]
+        yield _thinned(space, widths, generator)
     each = _entries(space)
     for length in _common_lengths(space, each):
         yield _thinned(space, [max(1, length // entries) for entries in each], generator)
