@@ -162,8 +162,8 @@ def unfaithful(space: Space, model: nn.Module, example: Any, tolerance: float = 
 
 def _structures(space: Space, generator: torch.Generator) -> Iterator[Tensor]:
     """Structures by which a wrong coupling shows: random halves, with all layers and without the plain ones; widths
-    that differ from each other, with a part of the layers; one filter in each group and no layer; any widths; and groups
-    as wide as each other, or as what is always there, where shapes agree by accident."""
+    that differ from each other, with a part of the layers; one filter in each group and no layer; any widths; groups as
+    wide as each other, or as what is always there, where shapes agree by accident."""
     halved = _halved(space, space.groups, generator)
     yield halved
     plain = [index for index, layer in enumerate(space.layers) if layer.bypass]
