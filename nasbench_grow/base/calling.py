@@ -82,10 +82,10 @@ def batch_length(inputs: Any) -> int:
     return 1
 
 
-def first_sample(inputs: Any) -> Any:
-    """The first of the samples in a model's inputs; tensors without a batch axis stay as they are."""
+def first_samples(inputs: Any, count: int) -> Any:
+    """The first samples in a model's inputs, at most ``count``; tensors without a batch axis stay as they are."""
     samples = batch_length(inputs)
-    return map_tensors(lambda each: each[:1] if each.ndim and len(each) == samples else each, inputs)
+    return map_tensors(lambda each: each[:count] if each.ndim and len(each) == samples else each, inputs)
 
 
 def shapes(inputs: Any) -> str:

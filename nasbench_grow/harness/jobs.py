@@ -24,8 +24,8 @@ from nasbench_grow.base.errors import UserError
 from nasbench_grow.harness.cell import Cell
 from nasbench_grow.harness.errors import DeviceError
 from nasbench_grow.harness.progress import JobsBar
-from nasbench_grow.harness.record import Record, is_settled
-from nasbench_grow.harness.reproduce import recorded, with_sources
+from nasbench_grow.harness.record import Record
+from nasbench_grow.harness.reproduce import stocktaking, with_sources
 from nasbench_grow.harness.runner import record_failure
 from nasbench_grow.harness.store import Store
 from nasbench_grow.harness.worker import GRACE_S, Began, Broken, Ended, Epoch, Message, Task, work
@@ -42,10 +42,7 @@ def reproduce(cells: Iterable[Cell], store: Store, jobs: int, *, profile: str | 
     Raises:
         StoreError, DeviceError: the results folder or the device cannot be used: nothing more can be done.
     """
-    cells = list(cells)
-    before = recorded(cells, store)
-    todo = [cell for cell in cells if not is_settled(before[cell])]
-    outcome = Counter(record["status"] for cell in cells if (record := before[cell]) and is_settled(record))
+    before, todo, outcome = stocktaking(cells, store)
     agenda = _Agenda(todo, before)
     count = min(jobs, len(todo))
     with JobsBar(len(todo), count) as bar, _Crew(count, store, profile) as crew:

@@ -64,6 +64,15 @@ def unfinished(cells: Iterable[Cell], store: Store) -> list[Cell]:
     return [cell for cell in cells if not is_settled(store.record(cell.run_key()))]
 
 
+def stocktaking(cells: Iterable[Cell], store: Store) -> tuple[dict[Cell, Record | None], list[Cell], Counter[str]]:
+    """What is recorded of the cells and of those that they begin with, the cells that are left to run, and how many of
+    the others ended with each status."""
+    cells = list(cells)
+    before = recorded(cells, store)
+    todo = [cell for cell in cells if not is_settled(before[cell])]
+    return before, todo, Counter(record["status"] for cell in cells if (record := before[cell]) and is_settled(record))
+
+
 def reproduce(cells: Iterable[Cell], store: Store, *, profile: str | None = None) -> Counter[str]:
     """Run every unfinished cell once; returns how many of all cells ended with each status.
 
@@ -73,10 +82,7 @@ def reproduce(cells: Iterable[Cell], store: Store, *, profile: str | None = None
     Raises:
         StoreError, DeviceError: the results folder or the device cannot be used: nothing more can be done.
     """
-    cells = list(cells)
-    before = recorded(cells, store)
-    todo = [cell for cell in cells if not is_settled(before[cell])]
-    outcome = Counter(record["status"] for cell in cells if (record := before[cell]) and is_settled(record))
+    before, todo, outcome = stocktaking(cells, store)
     with CellsBar(len(todo)) as bar:
         for wait in (False, True):
             busy = []

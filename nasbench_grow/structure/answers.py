@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nasbench_grow.base.calling import call
+from nasbench_grow.base.errors import one_line
 from nasbench_grow.base.trees import tensors
 
 ENTRIES = 16
@@ -54,7 +55,7 @@ def difference(network: nn.Module, kept: Answers) -> str | None:
     try:
         found = _ask(network, kept["input"], kept["precision"])
     except Exception as error:
-        return f"it fails ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+        return f"it fails ({one_line(error)})"
     if [part["shape"] for part in found] != [part["shape"] for part in kept["output"]]:
         return f"outputs of shape {[part['shape'] for part in found]}"
     for now, then in zip(found, kept["output"], strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nasbench_grow.base.calling import batch_length, call
+from nasbench_grow.base.calling import call, first_samples
 from nasbench_grow.base.errors import UserError, one_line
 from nasbench_grow.base.trees import map_tensors, tensors
 from nasbench_grow.structure.exactness import masked
@@ -38,8 +38,7 @@ def check_returned(space: Space, dense: nn.Module, present: Tensor, network: nn.
     Warns:
         UserWarning: the two could not be compared.
     """
-    samples, failure = batch_length(inputs), None
-    inputs = map_tensors(lambda each: each[:SAMPLES] if each.ndim and len(each) == samples else each, inputs)
+    inputs, failure = first_samples(inputs, SAMPLES), None
     for precision, accepted in ACCEPTED.items():
         try:
             off = _difference(space, dense, present, network, inputs, precision)

@@ -40,6 +40,7 @@ from nasbench_grow.structure.recurrent import (
 )
 from nasbench_grow.structure.space import Axis, ChannelGroup, Layer, Space, WeightCost
 from nasbench_grow.structure.tied import second_names
+from nasbench_grow.structure.trial import Trial
 
 if TYPE_CHECKING:
     from nasbench_grow.structure.dependencies import Coupled, DependencyGraph
@@ -211,16 +212,10 @@ class Couplings:
         self.consumers[joined] = None
         self.late.append(joined)
 
-    def space(
-        self,
-        blocks: list[Layer],
-        plain: list[Layer],
-        rates: dict[tuple[Axis, ...], float],
-        dense_macs: int,
-        rejected: dict[str, str],
-    ) -> Space:
+    def space(self, trial: Trial, rates: dict[tuple[Axis, ...], float], rejected: dict[str, str]) -> Space:
         """The space in which every joined set of entries is one filter, without the rejected groups and layers."""
         labels = self._components()
+        self._prepare(labels)
         fixed = {**self.fixed, **rejected}
         stuck = {int(label) for name in fixed.keys() & self.roots.keys() for label in labels[self.roots[name]]}
         stuck.add(int(labels[FIXED]))
@@ -234,7 +229,7 @@ class Couplings:
                 if label not in stuck:
                     families[tuple(touched[label])].setdefault(label, root)
         groups, owners = self._number(families, labels)
-        found = [*blocks, *self._passing(plain, groups, owners)]
+        found = [*trial.blocks, *self._passing(trial.plain, groups, owners)]
         layers = [layer for layer in found if layer.name not in rejected]
         for index, (group, axes) in enumerate(zip(groups, families, strict=True)):
             groups[index] = replace(group, layer=_enclosing(layers, index, [name for name, _ in axes]))
@@ -244,11 +239,14 @@ class Couplings:
         self._complete(space, labels)
         for name, first in self.second_names.items():
             owners |= {(name, dim): owner for (named, dim), owner in owners.items() if named == first}
-        space.constant_macs = dense_macs - space.macs(space.full())
+        space.constant_macs = trial.dense_macs - space.macs(space.full())
         return space
 
+    def _prepare(self, labels: np.ndarray) -> None:
+        """Notes what only some couplings know, before the filters are numbered."""
+
     def _complete(self, space: Space, labels: np.ndarray) -> None:
-        """Adds what only some couplings know."""
+        """Adds what only some couplings know, once the space is there."""
 
     def _place(self, root: str) -> int:
         """Where a root, a module or a parameter of one, stands among the modules."""

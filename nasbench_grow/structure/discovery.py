@@ -111,9 +111,9 @@ def _by_graph(trial: Trial) -> Space:
     rates = weight_rates(module, inputs) | attention_rates(module, inputs)
     rejected: dict[str, str] = {}
     for _ in range(MOST_ROUNDS):
-        space = couplings.space(trial.blocks, trial.plain, rates, trial.dense_macs, rejected)
+        space = couplings.space(trial, rates, rejected)
         found = trial.judge(space)
         if isinstance(found, Space):
             return found
         rejected |= {name.partition("#")[0]: reason for name, reason in found.items()}
-    return couplings.space([], [], rates, trial.dense_macs, everything(space, UNSETTLED) | rejected)
+    return couplings.space(trial, rates, everything(space, UNSETTLED) | rejected)

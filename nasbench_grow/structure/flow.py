@@ -35,8 +35,6 @@ Vector = np.ndarray
 """Numbers of the entries of one dimension, shape (length,), int64."""
 Labels = list[Vector | None]
 """A vector for each dimension; None where no entry can leave, or where the tensor is made as long as it has to be."""
-FIXED = 0
-"""The number of what always stays."""
 MOST_OPERATIONS = 20_000
 """Operations of a forward pass that are followed at most, so that discovery ends."""
 

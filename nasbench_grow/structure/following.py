@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from nasbench_grow.base.calling import first_sample
+from nasbench_grow.base.calling import first_samples
 from nasbench_grow.structure.couplings import FIXED, NO_DIMENSION, Couplings
 from nasbench_grow.structure.flow import Flow, Site, Vector, size_attributes
 from nasbench_grow.structure.rates import weight_rates
 from nasbench_grow.structure.recurrent import RECURRENT, input_axes, with_stand_ins
-from nasbench_grow.structure.space import Axis, Layer, Space, WeightCost
+from nasbench_grow.structure.space import Axis, Space, WeightCost
 from nasbench_grow.structure.trial import MOST_ROUNDS, UNSETTLED, Trial, everything
 
 _STAND_IN = ".stand_in.weight"
@@ -43,7 +43,7 @@ def followed(trial: Trial) -> Space:
         if couplings.picks(choices):
             continue
         attempts += 1
-        space = couplings.space(trial.blocks, trial.plain, rates, trial.dense_macs, rejected)
+        space = couplings.space(trial, rates, rejected)
         found = trial.judge(space)
         if isinstance(found, Space):
             return found
@@ -52,7 +52,7 @@ def followed(trial: Trial) -> Space:
         if spent or not _try_otherwise(inside, choices, ties):
             rejected |= {name.partition("#")[0]: reason for name, reason in found.items()}
             rounds += 1
-    return couplings.space([], [], rates, trial.dense_macs, everything(space, UNSETTLED) | rejected)
+    return couplings.space(trial, rates, everything(space, UNSETTLED) | rejected)
 
 
 def _try_otherwise(sites: list[Site], choices: dict[str, int], ties: set[str]) -> bool:
@@ -118,7 +118,7 @@ class FlowCouplings(Couplings):
         self.flow = flow = Flow(traced, self._numbers, self._join, choices, ties)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            flow.run(first_sample(inputs), views)
+            flow.run(first_samples(inputs, 1), views)
         self._stay(flow.reasons)
         for root, vector in flow.roots.items():
             self.roots[_module_of(root)] = vector
@@ -152,16 +152,8 @@ class FlowCouplings(Couplings):
             self._join(numbers[0], other)
         return numbers[0]
 
-    def space(
-        self,
-        blocks: list[Layer],
-        plain: list[Layer],
-        rates: dict[tuple[Axis, ...], float],
-        dense_macs: int,
-        rejected: dict[str, str],
-    ) -> Space:
-        """The space in which every joined set of entries is one filter, without the rejected groups and layers."""
-        labels = self._components()
+    def _prepare(self, labels: np.ndarray) -> None:
+        """Gates of what meets a site are late; modules that stay say why."""
         sites = {int(label) for site in self.flow.sites for label in labels[site.vector]} - {int(labels[FIXED])}
         self.late += [
             axis
@@ -169,7 +161,6 @@ class FlowCouplings(Couplings):
             if axis in self.offsets and sites.intersection(labels[self._all(axis)].tolist())
         ]
         self.fixed |= self._reasons(labels)
-        return super().space(blocks, plain, rates, dense_macs, rejected)
 
     def _complete(self, space: Space, labels: np.ndarray) -> None:
         """Adds the attributes that count what shrinks, and the costs of products outside of layers."""
