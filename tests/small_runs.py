@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tiny_networks import Kept, Plain, Residual, seeded, small_job
+from tiny_networks import FewBatches, Kept, Plain, Residual, seeded, small_job
 from torch import Tensor, nn
 
 from nasbench_grow.backbones.lstm import LanguageModel
@@ -67,14 +67,11 @@ def wide_plain() -> nn.Module:
     return Plain(48)
 
 
-class Sentences:
+class Sentences(FewBatches):
     """A training split of two batches of random words an epoch."""
 
-    def __len__(self) -> int:
-        return 16
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        return 2
+    def __init__(self) -> None:
+        super().__init__(2, 8, (6,))
 
     def epoch(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
         draws = torch.Generator().manual_seed(epoch)
@@ -82,9 +79,6 @@ class Sentences:
             text = torch.randint(0, 20, (8, 7), generator=draws)
             goes_on = torch.full((8, 1), step)
             yield torch.cat([goes_on, text[:, :-1]], 1)[:, : WORDS.shape[1]], text[:, 1 : WORDS.shape[1]]
-
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        return self.epoch(1, batch_size, 0)
 
 
 def word_loss(output: Tensor, targets: Tensor) -> Tensor:
@@ -97,7 +91,7 @@ def job_for(make: Any, **changes: Any) -> Job:
     if make is not words:
         return small_job(make, **{"epochs": 4, **changes})
     job = small_job(make, **{"epochs": 4, "example": WORDS, "loss": word_loss, **changes})
-    job.train = Sentences()  # type: ignore[assignment]
+    job.train = Sentences()
     return job
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch_pruning
-from tiny_networks import EXAMPLE, Plain, Residual, seeded
+from tiny_networks import EXAMPLE, FewBatches, Plain, Residual, seeded
 from torch import Tensor, nn
 
 from nasbench_grow import baselines
@@ -43,14 +43,11 @@ OF_A_BUDGET = [Uniform, Random, L1, Scaled, Grow, Placebo]
 STEPS, BATCH = 2, 8
 
 
-class Noise:
+class Noise(FewBatches):
     """Two batches of noise an epoch."""
 
-    def __len__(self) -> int:
-        return STEPS * BATCH
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        return STEPS
+    def __init__(self) -> None:
+        super().__init__(STEPS, BATCH, (1, 8, 8))
 
     def epoch(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(epoch)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tiny_networks import Kept, Plain, seeded
+from tiny_networks import FewBatches, Kept, Plain, seeded
 from torch import Tensor, nn
 
 from nasbench_grow import count_macs
@@ -20,14 +20,11 @@ WORDS, LENGTH, STEPS, BATCH = 7, 5, 4, 2
 EXAMPLE = torch.zeros(1, 1 + LENGTH, dtype=torch.int64)
 
 
-class Text:
+class Text(FewBatches):
     """Batches of random words."""
 
-    def __len__(self) -> int:
-        return STEPS * BATCH
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        return STEPS
+    def __init__(self) -> None:
+        super().__init__(STEPS, BATCH, (1 + LENGTH,))
 
     def epoch(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
         draws = torch.Generator().manual_seed(epoch)
