@@ -9,7 +9,7 @@ BIN       := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce-all report ablations pruning test lint bench model-table methods
+.PHONY: help install reproduce-all report ablations pruning test lint bench model-table methods oracle
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -59,3 +59,6 @@ methods: $(INSTALLED) ## write docs/methods.md again, from the methods' own file
 
 model-table: $(INSTALLED) ## try the smallest model of every timm family and write docs/models.md again
 	$(BIN)/python -m nasbench_grow.dev.model_table
+
+oracle: $(INSTALLED) ## train the oracle's networks into reproduced/oracle, JOBS at once, and write its table (10 hours on two cores)
+	$(BIN)/python -m nasbench_grow.dev.oracle --jobs $(JOBS)

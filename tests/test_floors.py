@@ -14,6 +14,7 @@ FLOORS = (
     ("data", "growing"),
     ("tasks", "baselines"),
     ("harness",),
+    ("oracle",),
     ("report",),
     ("cli", "results"),
     ("dev",),
