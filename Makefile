@@ -60,5 +60,5 @@ methods: $(INSTALLED) ## write docs/methods.md again, from the methods' own file
 model-table: $(INSTALLED) ## try the smallest model of every timm family and write docs/models.md again
 	$(BIN)/python -m nasbench_grow.dev.model_table
 
-oracle: $(INSTALLED) ## train the oracle's networks into reproduced/oracle, JOBS at once, and write its table (10 hours on two cores)
+oracle: $(INSTALLED) ## train the oracle's networks, JOBS at once, and write its table (ten hours on two cores)
 	$(BIN)/python -m nasbench_grow.dev.oracle --jobs $(JOBS)

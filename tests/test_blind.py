@@ -244,3 +244,20 @@ def test_no_parameter_of_a_probe_is_at_its_start() -> None:
     for parameter in randomised(model).parameters():
         values = parameter.flatten()
         assert values.all() and len(values.unique()) == len(values)
+
+
+@pytest.mark.parametrize("passes", [1, 4, 9, 20])
+def test_an_alarm_of_the_caller_is_no_fault_of_the_model(passes):
+    """Whoever limits the time of discovery hears of it; no channel is fixed because a pass was cut short."""
+
+    class Slow(nn.Sequential):
+        def forward(self, inputs: Tensor) -> Tensor:
+            runs.append(1)
+            if len(runs) >= passes:
+                raise TimeoutError("as an alarm does")
+            return super().forward(inputs)
+
+    runs: list[int] = []
+    model = Slow(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 4))
+    with pytest.raises(TimeoutError, match="as an alarm does"):
+        discover(model, IMAGE)
