@@ -53,6 +53,7 @@ GRID = tuple(
     Architecture(widths, depths) for widths, depths in product(product(*WIDTHS), product(DEPTHS, repeat=len(WIDTHS)))
 )
 """All of them: 27 times 27."""
+_KNOWN = frozenset(GRID)
 
 
 def architecture(widths: Sequence[int], depths: Sequence[int]) -> Architecture:
@@ -62,7 +63,7 @@ def architecture(widths: Sequence[int], depths: Sequence[int]) -> Architecture:
         UserError: there is none.
     """
     found = Architecture(tuple(widths), tuple(depths))
-    if found not in GRID:
+    if found not in _KNOWN:
         choices = "; ".join(f"stage {stage}: {', '.join(map(str, each))}" for stage, each in enumerate(WIDTHS, 1))
         raise UserError(
             f"the table has no network of {found}; give a width for each stage ({choices}) and a depth for each, "

@@ -1,0 +1,113 @@
+"""Searches repeated on the table: what a multi-trial search finds for what it spends, without training anything.
+
+::
+
+    runs = simulate(Table.load(), "regularized_evolution", budget=0.25, repetitions=500)
+    quantiles(runs)
+
+A trial of so many epochs scores what the table says after them, and costs what the network had been trained for by
+then. (A trial of the method itself goes through a whole schedule in its few epochs; the table has the first epochs of a
+long one.) Regret is that of the incumbent, the network with the best score so far, trained to the end: how far its
+validation accuracy is below the best of the table within the budget.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+
+from nasbench_grow.base.errors import UserError
+from nasbench_grow.harness import registry
+from nasbench_grow.oracle.grid import Architecture
+from nasbench_grow.oracle.table import KEYS, Table
+
+PATIENCE = 20
+"""A strategy that draws so many networks in a row that were tried before is at its end."""
+SPENT = (0.25, 0.5, 1.0, 2.0, 3.0)
+"""Costs at which :func:`quantiles` looks, in trainings of the dense network."""
+
+
+def simulate(
+    table: Table, method: str, budget: float, *, repetitions: int = 500, epochs: int = 3, total: float = 3.0
+) -> pd.DataFrame:
+    """Repeats a search by its strategy alone, each time with another seed.
+
+    Args:
+        table: of all that can be tried.
+        method: a multi-trial search, e.g. ``random_search``, its settings in brackets; those that say how long trials
+            are and what they may cost do not count here.
+        budget: MACs that a network may cost, as a share of ResNet-20's.
+        repetitions: how many searches.
+        epochs: of a trial, from 1 to those of the table.
+        total: what a search may spend, in trainings of ResNet-20.
+
+    Returns:
+        A row for each trial: ``method``, ``repetition``, ``trial``, ``train_macs`` (in trainings of ResNet-20) and
+        ``seconds`` spent so far, and the ``regret`` of the incumbent, 0 to 1.
+
+    Raises:
+        UserError: the method is no multi-trial search, or nothing is within the budget.
+    """
+    search = registry.method(method)
+    if not hasattr(search, "strategy"):
+        raise UserError(f"{method!r} draws no trials that a table could answer; give random_search or another such")
+    table.query(*table.best(budget), epoch=epochs)  # refuses epochs out of range
+    rows = [row for seed in range(repetitions) for row in _search(table, search, budget, seed, epochs, total)]
+    return pd.DataFrame(rows, columns=["repetition", "trial", "train_macs", "seconds", "regret"]).assign(method=method)
+
+
+def quantiles(runs: pd.DataFrame, spent: Sequence[float] = SPENT) -> pd.DataFrame:
+    """Mean and quartiles of the regret once a search has spent so much, over its repetitions.
+
+    Args:
+        runs: what :func:`simulate` gave, of one method or of several.
+        spent: costs, in trainings of ResNet-20. A search that has no trial by then has no part in it.
+
+    Returns:
+        A row for each method and cost: ``method``, ``train_macs``, ``mean``, ``low``, ``median``, ``high``.
+    """
+    rows = []
+    for method, of_method in runs.groupby("method"):
+        for cost in spent:
+            last = of_method[of_method["train_macs"] <= cost].groupby("repetition")["regret"].last()
+            low, median, high = (last.quantile(share) for share in (0.25, 0.5, 0.75))
+            rows.append((method, cost, last.mean(), low, median, high))
+    return pd.DataFrame(rows, columns=["method", "train_macs", "mean", "low", "median", "high"])
+
+
+def _search(
+    table: Table, search: Any, budget: float, seed: int, epochs: int, total: float
+) -> list[tuple[int, int, float, float, float]]:
+    """One search: a row for each of its trials."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # NNI's, of classes that it does not know
+        from nasbench_grow.growing.nni_draws import Draws
+        from nasbench_grow.oracle.nni_grid import GridSpace
+
+    dense = table.query(*max(table.architectures, key=lambda each: table.query(*each).macs)).train_macs
+    within, best = table.within(budget), table.query(*table.best(budget)).val
+    mean = sum(table.query(*each, epoch=epochs).train_macs for each in within) / len(within)
+    job = SimpleNamespace(seed=seed)
+    strategy = lambda: search.strategy(job, len(KEYS), max(1, int(total * dense / mean)))  # noqa: E731
+    scores: dict[Architecture, float] = {}
+    rows: list[tuple[int, int, float, float, float]] = []
+    macs = seconds = 0.0
+    known = 0
+    with Draws(strategy, GridSpace(table, budget)) as draws:
+        while known < PATIENCE and (sample := draws.next()) is not None:
+            drawn = GridSpace.network(sample)
+            known = known + 1 if drawn in scores else 0
+            if not known:
+                entry = table.query(*drawn, epoch=epochs)
+                macs, seconds = macs + entry.train_macs / dense, seconds + entry.seconds
+                if macs > total:
+                    break
+                scores[drawn] = entry.val
+                incumbent = max(scores, key=lambda each: scores[each])
+                rows.append((seed, len(scores), macs, seconds, best - table.query(*incumbent).val))
+            draws.tell(scores[drawn])
+    return rows
