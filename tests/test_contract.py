@@ -113,14 +113,14 @@ def test_a_search_never_trains_on_what_it_is_judged_on(tmp_path, monkeypatch):
     from nasbench_grow.contract.job import Job
 
     seen = []
-    split = Job._search_splits.func
+    split = Job.search_splits.func
 
     def noted(job):
         rest, judged = split(job)
         seen.append((len(job.train), len(rest), len(judged)))
         return rest, judged
 
-    monkeypatch.setattr(Job, "_search_splits", property(noted))
+    monkeypatch.setattr(Job, "search_splits", property(noted))
     run_one(cell_of(Evolution), Store(tmp_path))
     whole, rest, judged = seen[0]
     assert rest + judged == whole

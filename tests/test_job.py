@@ -120,6 +120,18 @@ def test_a_trial_leaves_the_model_as_it_was_and_the_callback_as_it_became():
     assert len(rates.found) == 2 * (STEPS - 2)
 
 
+def test_a_trial_goes_through_the_part_of_the_schedule_that_it_is_given_on_the_samples_that_a_fit_then_draws():
+    job = job_of(score=lambda network, split: 0.5)
+    rest, judged = job.search_splits
+    assert (len(rest), len(judged)) == ((STEPS - 2) * BATCH, 2 * BATCH)
+    model, rates = job.model(), Rates()
+    list(job.trial(model, rates, epochs=1, span=(0.5, 0.5), rate=0.1))
+    assert rates.found == [0.1 * job.recipe.learning_rate_at(0.5)] * (STEPS - 2)
+    tried = [*rest.drawn]
+    list(job.fit(model, epochs=1, span=(0.5, 0.5), searching=True))
+    assert rest.drawn == 2 * tried
+
+
 def test_what_is_changed_after_a_step_is_what_the_next_one_starts_from():
     class Clamps(Callback):
         largest = ()

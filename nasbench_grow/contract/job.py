@@ -212,19 +212,29 @@ class Job:
             schedule = self._schedule(model, self.train, epochs, span, rate)
             yield from self._fit(model, callback, schedule, self.train, "training")
             return
-        rest, _ = self._search_splits
+        rest, _ = self.search_splits
         with self.meter.spending_on("search"):
             schedule = self._schedule(model, rest, epochs, span or (0.0, 1.0), rate)
             yield from self._fit(model, callback, schedule, rest, "search")
 
     def trial(
-        self, model: ElasticModel, callback: Callback | None = None, *, epochs: float
+        self,
+        model: ElasticModel,
+        callback: Callback | None = None,
+        *,
+        epochs: float,
+        span: tuple[float, float] | None = None,
+        rate: float = 1.0,
     ) -> Generator[Stage, None, float]:
-        """Trains a model only to judge it, by the whole of the recipe's schedule; returns its :meth:`score`.
+        """Trains a model only to judge it; returns its :meth:`score`.
 
         The samples that it is judged on are left out of the training. Everything counts as search. Afterwards ``model``
         is as it was before, and only the callback has changed. To go on with what was tried, use :meth:`fit` with
-        ``searching`` and :meth:`score`.
+        ``searching``, which trains on the same samples again, or that and :meth:`score` in place of this.
+
+        Args:
+            model, callback, epochs, span, rate: as in :meth:`fit`; without a ``span`` the training goes through the
+                whole of the recipe's schedule.
         """
         callback = callback or Callback()
         with self._journal.step("trial") as step:
@@ -234,7 +244,7 @@ class Job:
                 return self._given(step)
             before = copy.deepcopy(model.state_dict())
             try:
-                yield from self.fit(model, callback, epochs=epochs, searching=True)
+                yield from self.fit(model, callback, epochs=epochs, span=span, rate=rate, searching=True)
                 return self._result(step, self.score(model.network), callback=callback.state_dict())
             finally:
                 model.load_state_dict(before)
@@ -249,7 +259,7 @@ class Job:
                 return self._given(step)
             if self._score is None:
                 raise UserError("this job cannot judge networks: it was made without a score")
-            _, judged = self._search_splits
+            _, judged = self.search_splits
             with self.meter.spending_on("search"), self.runtime.autocast():
                 found = self._score(network, judged)
                 self.meter.add(count_macs(network, self.example) * len(judged))
@@ -281,13 +291,13 @@ class Job:
         Args:
             first: number of the batch to begin with, for a run that is taken up again.
         """
-        _, judged = self._search_splits
+        _, judged = self.search_splits
         rounds = (judged.batches(self.recipe.batch_size) for _ in count())
         return islice(chain.from_iterable(rounds), first, None)
 
     @cached_property
-    def _search_splits(self) -> tuple[TrainSplit, Split]:
-        """What a search trains on, and what it is judged on."""
+    def search_splits(self) -> tuple[TrainSplit, Split]:
+        """What a search trains on, and what it is judged on: their lengths say what a search will cost."""
         return self.train.hold_out(SEARCH_SHARE, self.recipe.batch_size)
 
     def _schedule(
