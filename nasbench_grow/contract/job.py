@@ -132,6 +132,23 @@ class Job:
         return self._dense_macs
 
     @property
+    def dense_train_macs(self) -> int:
+        """MACs that training the dense backbone by the whole recipe is billed."""
+        return 3 * self.dense_macs * self.total_steps * min(self.recipe.batch_size, len(self.train))
+
+    def trial_macs(self, macs: int, epochs: float) -> int:
+        """MACs that a :meth:`trial` of a network is billed: so is a part of a training (:meth:`fit` with ``searching``)
+        and one :meth:`score`, of as many epochs together.
+
+        Args:
+            macs: forward MACs of the network for one input.
+            epochs: of the training.
+        """
+        rest, judged = self._search_splits
+        size = self.recipe.batch_size
+        return macs * (3 * round(epochs * rest.steps_per_epoch(size)) * min(size, len(rest)) + len(judged))
+
+    @property
     def source(self) -> Source:
         """What the cell named by ``Method.source`` arrived at; what is taken of it is billed."""
         if self._source is None:

@@ -83,7 +83,7 @@ class GrowableSpace(ModelSpace):
         :data:`~nasbench_grow.structure.selection.UNUSED` less, which rounded widths leave) is returned as it is, so
         that bringing it to the budget twice is the same as once.
         """
-        present = self._present(sample)
+        present = self.present(sample)
         while not self._is_at_budget(present):
             scaled = self._scaled(present)
             if self.structures.macs(scaled) <= self.structures.macs(present) <= self._limit:
@@ -107,7 +107,7 @@ class GrowableSpace(ModelSpace):
                 "use NasExperimentConfig('sequential', 'simplified') with GridSearch"
             )
         self.validate(sample)
-        return extract(self.structures, self.dense, self._present(sample))
+        return extract(self.structures, self.dense, self.present(sample))
 
     @classmethod
     def create_fixed_module(cls, sample: Sample, *args: Any, **kwargs: Any) -> nn.Module:
@@ -115,7 +115,7 @@ class GrowableSpace(ModelSpace):
         with frozen_context.bypass():
             return cls(*args, **kwargs).freeze(sample)
 
-    def _present(self, sample: Sample) -> Tensor:
+    def present(self, sample: Sample) -> Tensor:
         """The first filters of each group and the layers of a sample, shape (structures,), bool."""
         present = torch.zeros(len(self.structures), dtype=torch.bool)
         for group in self.structures.groups:
