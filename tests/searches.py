@@ -14,14 +14,12 @@ from torch import nn
 from nasbench_grow.contract import Job, Method
 
 
-class Leaving(nn.Sequential):
+def leaving() -> nn.Sequential:
     """Plain layers of 24 filters, two of which can leave: (B, 1, 8, 8) to (B, 10)."""
-
-    def __init__(self) -> None:
-        layers: list[nn.Module] = []
-        for given in (1, 24, 24):
-            layers += [nn.Conv2d(given, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU()]
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10))
+    layers: list[nn.Module] = []
+    for given in (1, 24, 24):
+        layers += [nn.Conv2d(given, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10))
 
 
 KINDS = {
@@ -29,10 +27,13 @@ KINDS = {
     "residual": wide_residual,
     "depthwise": lambda: Depthwise(24),
     "small": lambda: Residual(24),
-    "leaving": Leaving,
+    "leaving": leaving,
     "words": words,
 }
 """Networks of each kind."""
+
+CELLS = [("plain", 8), ("residual", 1), ("residual", 8), ("depthwise", 1), ("leaving", 8), ("words", 1)]
+"""Kinds and granularities."""
 
 
 def search_job(make: Any, **changes: Any) -> Job:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from searches import KINDS, run_whole_and_killed, search_job
+from searches import CELLS, KINDS, run_whole_and_killed, search_job
 from small_runs import job_for, run, same, share, wide_plain, wide_residual
 from torch import nn
 
@@ -131,8 +131,7 @@ def test_nothing_is_slimmed_below_the_narrowest(monkeypatch):
     assert all(5 <= width < 10 for width in widths) and not any(found.layers)
 
 
-@pytest.mark.parametrize("granularity", [1, 8])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "granularity"), CELLS)
 def test_the_network_meets_the_budget_on_every_kind_of_backbone(kind, granularity):
     job = search_job(KINDS[kind], epochs=1, granularity=granularity)
     network, _ = run(Slimmable(SlimmableSettings(search_share=0.1)), job)
