@@ -3,7 +3,7 @@
 Liu, Simonyan, Yang, *DARTS*, ICLR 2019 (arXiv 1806.09055), first order, on the space of Dong and Yang, *Network Pruning
 via Transformable Architecture Search*, NeurIPS 2019 (TAS, arXiv 1905.09717): each group has a logit for each of eight
 widths, 0.3 to 1 of its filters, each removable layer one to stay and one to go. The widths share one convolution whose
-channels are scaled by the sum of the masks times the probabilities (FBNetV2, arXiv 2004.05565, section 3.2). Every step
+channels are scaled by the sum of the masks times the probabilities (FBNetV2, arXiv 2004.05565). Every step
 moves the logits (Adam) by the task's loss on samples held out and TAS's price, 2 times the logarithm of the expected
 MACs, paid while the likeliest network costs more than the budget and earned while it costs 0.05 of the dense one less;
 then the weights by the next batch. The likeliest network trains from scratch by the whole recipe. ``softmax`` is

@@ -2,11 +2,11 @@
 
 Guo, Zhang, Mu, Heng, Liu, Wei, Sun, *Single Path One-Shot Neural Architecture Search with Uniform Sampling*, ECCV 2020
 (arXiv 1904.00420). The dense network is the supernet. Every step of its training draws a path and trains the first
-channels of the widths drawn (section 3.4), at a cost that is uniform around the budget: their sampling under a
-constraint draws it from -12 to +9 % around it, in the code. Then evolution (algorithm 1) judges paths of the budget on
-samples held out, each with its batch normalisations recalibrated, and the best one is trained from scratch by the whole
-recipe. Published: ten widths a layer, half as many steps for the supernet as for the network found, 20 generations of
-50, half of them mutants (each gene with probability 0.1) and half crossovers of the ten best.
+channels of the widths drawn, at a cost that is uniform around the budget: their sampling under a constraint draws it
+from -12 to +9 % around it, in the code. Then evolution (algorithm 1) judges paths of the budget on samples held out,
+each with its batch normalisations recalibrated, and the best one is trained from scratch by the whole recipe.
+Published: ten widths a layer, half as many steps for the supernet as for the network found, 20 generations of 50, half
+of them mutants (each gene with probability 0.1) and half crossovers of the ten best.
 
 Ours: removable layers are genes, too; all widths of a path are multiplied by one factor that meets its cost, as hardly
 a drawn path does; generations are fewer and smaller in short runs, so that judging costs a share of the run.

@@ -81,7 +81,7 @@ def least(space: Space, narrowest: float) -> list[int]:
 
 
 class Sandwich(Callback):
-    """The sandwich rule with in-place distillation (arXiv 1903.05134, sections 3.2 and 3.3).
+    """The sandwich rule with in-place distillation (arXiv 1903.05134).
 
     Args:
         job: the cell.
