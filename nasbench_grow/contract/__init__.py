@@ -1,7 +1,7 @@
 """What tasks, methods and whoever runs them know of each other; see ``docs/adding-a-method.md``."""
 
 from nasbench_grow.contract.callback import Callback
-from nasbench_grow.contract.job import DivergedError, Job, Stage
+from nasbench_grow.contract.job import SEARCH_SHARE, DivergedError, Job, Stage
 from nasbench_grow.contract.method import FixedNetwork, Method, Run
 from nasbench_grow.contract.pruning import (
     PruneAndTune,
@@ -17,6 +17,7 @@ from nasbench_grow.contract.task import Batch, Recipe, Split, Splits, Task, Trai
 from nasbench_grow.structure.elastic import ElasticModel
 
 __all__ = [
+    "SEARCH_SHARE",
     "Batch",
     "Callback",
     "DivergedError",

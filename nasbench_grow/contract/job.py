@@ -144,7 +144,7 @@ class Job:
             macs: forward MACs of the network for one input.
             epochs: of the training.
         """
-        rest, judged = self._search_splits
+        rest, judged = self.search_splits
         size = self.recipe.batch_size
         return macs * (3 * round(epochs * rest.steps_per_epoch(size)) * min(size, len(rest)) + len(judged))
 
