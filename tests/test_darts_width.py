@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from supernets import CELLS, KINDS, leaving, run_whole_and_killed, search_job
 from small_runs import run, same, share, wide_plain, wide_residual
+from supernets import CELLS, KINDS, leaving, run_whole_and_killed, search_job
 from tiny_networks import seeded
 
 from nasbench_grow import backbones, discover, extract, select

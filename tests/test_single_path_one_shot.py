@@ -6,8 +6,8 @@ from itertools import product
 
 import pytest
 import torch
-from supernets import CELLS, KINDS, run_whole_and_killed, search_job
 from small_runs import job_for, run, same, share, wide_plain, wide_residual
+from supernets import CELLS, KINDS, run_whole_and_killed, search_job
 from tiny_networks import Plain, seeded
 
 from nasbench_grow import discover, extract

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from supernets import CELLS, KINDS, run_whole_and_killed, search_job
 from small_runs import job_for, run, same, share, wide_plain, wide_residual
+from supernets import CELLS, KINDS, run_whole_and_killed, search_job
 from torch import nn
 
 from nasbench_grow import SharedWeights, extract, recalibrate

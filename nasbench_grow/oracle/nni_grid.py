@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from nni.mutable import Categorical, SampleValidationError
+from nni.mutable import Categorical
 from nni.nas.nn.pytorch import ModelSpace
 
+from nasbench_grow.growing.nni_space import Budget, Sample
 from nasbench_grow.oracle.grid import DEPTHS, WIDTHS, Architecture
 from nasbench_grow.oracle.table import KEYS, Table
-
-Sample = dict[str, Any]
 
 
 class GridSpace(ModelSpace):
@@ -23,11 +20,11 @@ class GridSpace(ModelSpace):
 
     def __init__(self, table: Table, budget: float) -> None:
         super().__init__()
+        self._known: dict[Architecture, Architecture] = {}
         self.within = sorted(table.within(budget), key=lambda each: -table.query(*each).macs)
-        choices = [*map(list, WIDTHS), *[list(DEPTHS)] * len(WIDTHS)]
-        for key, values in zip(KEYS[:-1], choices[:-1], strict=True):
-            self.add_mutable(Categorical(values, label=key))
-        self.add_mutable(_Last(choices[-1], KEYS[-1], self))
+        for key, choices in zip(KEYS, (*WIDTHS, *[DEPTHS] * len(WIDTHS)), strict=True):
+            self.add_mutable(Categorical(choices, label=key))
+        self.add_mutable(Budget(budget, self.nearest))  # after all others: it changes their values
 
     @staticmethod
     def network(sample: Sample) -> Architecture:
@@ -37,9 +34,13 @@ class GridSpace(ModelSpace):
 
     def nearest(self, sample: Sample) -> Sample:
         """The sample, or that of the network within the budget that is nearest to it."""
-        wanted = self.network(sample)
-        found = min(self.within, key=lambda each: _steps(wanted, each))
+        found = self._nearest(self.network(sample))
         return dict(zip(KEYS, (*found.widths, *found.depths), strict=True))
+
+    def _nearest(self, wanted: Architecture) -> Architecture:
+        if wanted not in self._known:
+            self._known[wanted] = min(self.within, key=lambda each: _steps(wanted, each))
+        return self._known[wanted]
 
 
 def _steps(one: Architecture, other: Architecture) -> int:
@@ -49,18 +50,3 @@ def _steps(one: Architecture, other: Architecture) -> int:
         for choices, here, there in zip(WIDTHS, one.widths, other.widths, strict=True)
     )
     return widths + sum(abs(here - there) for here, there in zip(one.depths, other.depths, strict=True))
-
-
-class _Last(Categorical):
-    """The last dimension, which moves the sample when it is validated: NNI 3.0 records what it has validated."""
-
-    def __init__(self, values: list[int], label: str, space: GridSpace) -> None:
-        super().__init__(values, label=label)
-        self.nearest = space.nearest
-
-    def check_contains(self, sample: Sample) -> SampleValidationError | None:
-        """What is wrong with the sample's value, if anything; moves the sample."""
-        problem = super().check_contains(sample)
-        if problem is None:
-            sample.update(self.nearest(sample))
-        return problem

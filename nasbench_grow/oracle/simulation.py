@@ -15,15 +15,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.harness import registry
-from nasbench_grow.oracle.grid import Architecture
+from nasbench_grow.oracle.grid import GRID, Architecture
 from nasbench_grow.oracle.table import KEYS, Table
+
+if TYPE_CHECKING:
+    from nasbench_grow.oracle.nni_grid import GridSpace
 
 PATIENCE = 20
 """A strategy that draws so many networks in a row that were tried before is at its end."""
@@ -56,7 +60,11 @@ def simulate(
     if not hasattr(search, "strategy"):
         raise UserError(f"{method!r} draws no trials that a table could answer; give random_search or another such")
     table.query(*table.best(budget), epoch=epochs)  # refuses epochs out of range
-    rows = [row for seed in range(repetitions) for row in _search(table, search, budget, seed, epochs, total)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # NNI's, of classes that it does not know
+        from nasbench_grow.oracle.nni_grid import GridSpace
+    space = GridSpace(table, budget)
+    rows = [row for seed in range(repetitions) for row in _search(table, search, space, seed, epochs, total)]
     return pd.DataFrame(rows, columns=["repetition", "trial", "train_macs", "seconds", "regret"]).assign(method=method)
 
 
@@ -80,26 +88,22 @@ def quantiles(runs: pd.DataFrame, spent: Sequence[float] = SPENT) -> pd.DataFram
 
 
 def _search(
-    table: Table, search: Any, budget: float, seed: int, epochs: int, total: float
+    table: Table, search: Any, space: GridSpace, seed: int, epochs: int, total: float
 ) -> list[tuple[int, int, float, float, float]]:
     """One search: a row for each of its trials."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # NNI's, of classes that it does not know
-        from nasbench_grow.growing.nni_draws import Draws
-        from nasbench_grow.oracle.nni_grid import GridSpace
+    from nasbench_grow.growing.nni_draws import Draws
 
-    dense = table.query(*max(table.architectures, key=lambda each: table.query(*each).macs)).train_macs
-    within, best = table.within(budget), table.query(*table.best(budget)).val
-    mean = sum(table.query(*each, epoch=epochs).train_macs for each in within) / len(within)
-    job = SimpleNamespace(seed=seed)
-    strategy = lambda: search.strategy(job, len(KEYS), max(1, int(total * dense / mean)))  # noqa: E731
+    dense = table.query(*max(GRID)).train_macs
+    best = max(table.query(*each).val for each in space.within)
+    mean = sum(table.query(*each, epoch=epochs).train_macs for each in space.within) / len(space.within)
+    trials = max(1, int(total * dense / mean))
     scores: dict[Architecture, float] = {}
     rows: list[tuple[int, int, float, float, float]] = []
     macs = seconds = 0.0
     known = 0
-    with Draws(strategy, GridSpace(table, budget)) as draws:
+    with Draws(partial(search.strategy, SimpleNamespace(seed=seed), len(KEYS), trials), space) as draws:
         while known < PATIENCE and (sample := draws.next()) is not None:
-            drawn = GridSpace.network(sample)
+            drawn = space.network(sample)
             known = known + 1 if drawn in scores else 0
             if not known:
                 entry = table.query(*drawn, epoch=epochs)
