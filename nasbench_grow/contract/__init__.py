@@ -1,7 +1,7 @@
 """What tasks, methods and whoever runs them know of each other; see ``docs/adding-a-method.md``."""
 
 from nasbench_grow.contract.callback import Callback
-from nasbench_grow.contract.growth import Growth, GrowthSettings, Widening
+from nasbench_grow.contract.growth import Growth, GrowthSettings, Widening, copy_filters, scale_consumers
 from nasbench_grow.contract.job import DivergedError, Job, Stage
 from nasbench_grow.contract.method import FixedNetwork, Method, Run
 from nasbench_grow.contract.pruning import (
@@ -46,5 +46,7 @@ __all__ = [
     "check_share",
     "check_types",
     "check_within_run",
+    "copy_filters",
     "cut",
+    "scale_consumers",
 ]

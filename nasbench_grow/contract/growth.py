@@ -98,7 +98,13 @@ class Widening(Callback):
 
     def before_step(self, model: ElasticModel, step: int, steps: int) -> None:
         """The growth steps."""
-        model.resize(self.networks[self.stage(step, steps)], self.start)
+        present = self.networks[self.stage(step, steps)]
+        if not torch.equal(present, model.structures):
+            self.grow(model, present)
+
+    def grow(self, model: ElasticModel, present: Tensor) -> None:
+        """One growth step, to these structures, shape (structures,), bool."""
+        model.resize(present, self.start)
 
     def start(self, model: ElasticModel, before: Tensor, after: Tensor) -> None:
         """Sets the entries of newborn filters, and what else must change with them, in ``model.dense``.
@@ -111,6 +117,43 @@ class Widening(Callback):
             model: in the middle of :meth:`~nasbench_grow.contract.ElasticModel.resize`.
             before, after: its structures, shape (structures,), bool.
         """
+
+
+def copy_filters(model: ElasticModel, origin: Tensor, present: Tensor) -> None:
+    """Gives every filter all that another one has in ``model.dense``: what makes it, scales it and shifts it, its
+    running statistics, and how its consumers take it in.
+
+    Args:
+        model: whose dense model is changed.
+        origin: number of the filter that each one copies, shape (structures,); of the same channel group, and itself
+            where nothing is copied.
+        present: the layers to change, shape (structures,), bool; those that it lacks stay as they are.
+    """
+    copied = origin != torch.arange(len(origin))
+    tensors = model.dense.state_dict()
+    for (name, dim), owner in model.space.owners.items():
+        if name not in tensors or not model.space.layer_present(present, model.space.layer_of(name)):
+            continue
+        entries = torch.nonzero((owner >= 0) & copied[owner.clamp(min=0)]).flatten()
+        if len(entries):
+            # The entries of one filter keep their order: a recurrent unit has one in each gate.
+            ranked, order = torch.sort(owner, stable=True)
+            rank = torch.argsort(order)[entries] - torch.searchsorted(ranked, owner[entries])
+            source = order[torch.searchsorted(ranked, origin[owner[entries]]) + rank]
+            tensor = tensors[name]
+            entries, source = entries.to(tensor.device), source.to(tensor.device)
+            tensor.index_copy_(dim, entries, tensor.index_select(dim, source))
+
+
+def scale_consumers(model: ElasticModel, factor: Tensor, present: Tensor) -> None:
+    """Multiplies what takes in each filter in ``model.dense`` by its ``factor``, shape (structures,): zero for a filter
+    that nothing heeds. ``present`` is as for :func:`copy_filters`."""
+    tensors = model.dense.state_dict()
+    for name, dim in model.space.consumers:
+        if model.space.layer_present(present, model.space.layer_of(name)):
+            owner, tensor = model.space.owners[name, dim], tensors[name]
+            factors = torch.where(owner >= 0, factor[owner.clamp(min=0)], 1.0).to(tensor)
+            tensor.mul_(factors.view(-1, *[1] * (tensor.ndim - 1 - dim)))
 
 
 def target(job: Job, space: Space) -> Tensor:
