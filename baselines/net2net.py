@@ -5,7 +5,7 @@ Net2WiderNet (section 2.2): a newborn filter copies one that is drawn at random,
 by their number; a little noise on the copies breaks the symmetry. Net2DeeperNet (section 2.3): a layer joins as the
 identity, its normalisation with the scale and shift that undo it on some training samples. A residual block joins as
 the identity too where its last normalisation has a scale of zero, an idea younger than the paper; its own filters are
-then random. Theirs takes one step, from a teacher that is trained to the end, to a student that trains at a tenth of the
+then random. Theirs is one step, from a teacher that is trained to the end, to a student that trains at a tenth of the
 rate. Ours: the schedule, which is that of ``grow``, the recipe's rates throughout, how much noise there is, and which
 layers join later: of each stage the second half.
 """
