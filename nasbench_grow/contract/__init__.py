@@ -1,6 +1,7 @@
 """What tasks, methods and whoever runs them know of each other; see ``docs/adding-a-method.md``."""
 
 from nasbench_grow.contract.callback import Callback
+from nasbench_grow.contract.growth import Growth, GrowthSettings, Widening, copy_filters, scale_consumers
 from nasbench_grow.contract.job import SEARCH_SHARE, DivergedError, Job, Stage
 from nasbench_grow.contract.method import FixedNetwork, Method, Run
 from nasbench_grow.contract.pruning import (
@@ -23,6 +24,8 @@ __all__ = [
     "DivergedError",
     "ElasticModel",
     "FixedNetwork",
+    "Growth",
+    "GrowthSettings",
     "Job",
     "Method",
     "MethodName",
@@ -38,10 +41,13 @@ __all__ = [
     "Stage",
     "Task",
     "TrainSplit",
+    "Widening",
     "check_choices",
     "check_positive",
     "check_share",
     "check_types",
     "check_within_run",
+    "copy_filters",
     "cut",
+    "scale_consumers",
 ]
