@@ -1,6 +1,7 @@
 """What tasks, methods and whoever runs them know of each other; see ``docs/adding-a-method.md``."""
 
 from nasbench_grow.contract.callback import Callback
+from nasbench_grow.contract.growth import Growth, GrowthSettings, Widening
 from nasbench_grow.contract.job import DivergedError, Job, Stage
 from nasbench_grow.contract.method import FixedNetwork, Method, Run
 from nasbench_grow.contract.pruning import (
@@ -22,6 +23,8 @@ __all__ = [
     "DivergedError",
     "ElasticModel",
     "FixedNetwork",
+    "Growth",
+    "GrowthSettings",
     "Job",
     "Method",
     "MethodName",
@@ -37,6 +40,7 @@ __all__ = [
     "Stage",
     "Task",
     "TrainSplit",
+    "Widening",
     "check_choices",
     "check_positive",
     "check_share",
