@@ -18,10 +18,12 @@ _CONTROLS = ("uniform", "scaled", "random", "random_widths", "placebo", "retrain
 _TRAINED_FIRST = ("l1", "thinet", "slimming", "taylor", "provable", "bar", "depgraph")
 """Pruning methods that want a trained network."""
 _PRUNING = (*_TRAINED_FIRST, "soft_filter", "fpgm", "prunetrain", "morphnet", "chex", "oto", "iss")
+_MULTI_TRIAL = ("random_search", "regularized_evolution", "tpe", "successive_halving")
 _EVERY = (
     *_TABLE,
     *(name for name in _PRUNING if name not in _TABLE),
     *("grow-paper", "scaled", "placebo", "random_widths", "retrain", "dense_short", "l1_torch_pruning"),
+    *_MULTI_TRIAL,
 )
 _TUNED = (
     *("l1", "l1[dense_share=0.25]", "taylor", "taylor[dense_share=0.25]"),
