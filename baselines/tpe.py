@@ -4,8 +4,9 @@ Bergstra, Bardenet, Bengio, Kegl, *Algorithms for Hyper-Parameter Optimization*,
 section 4: each dimension has one density of the better trials, l(x), and one of the rest, g(x); of a number of draws
 from the first the one with the greatest l(x) / g(x) is tried next. NNI's ``TPE`` does this over widths and layers,
 each dimension by itself, with its own knobs, which it has from the authors' Hyperopt: 24 draws, of n trials 0.25
-sqrt(n) are good, a prior of one trial. Its first 20 trials are drawn at random; of a few dozen trials that is much,
-so here they are a share of them (``startup_share``, ours) and 20 at most. It learns from the sample as it was drawn,
+sqrt(n) are good, a prior of one trial. It is told that the values have an order, which its strategy for architectures
+leaves out and without which it is worse than random. Its first 20 trials are drawn at random; of a few dozen that is
+much, so here they are a share (``startup_share``, ours) and 20 at most. It learns from the sample as it was drawn,
 before that is brought to the budget. A network that was tried before is not trained again, and has the score of then.
 """
 
@@ -47,7 +48,7 @@ class Tpe(MultiTrial):
 
     def strategy(self, job: Job, dimensions: int, trials: int) -> Strategy:
         """NNI's TPE, told that higher is better: NNI's own default is the opposite."""
-        from nasbench_grow.growing.nni_draws import PromptTPE
+        from nasbench_grow.growing.nni_draws import OrderedTPE
 
         startup = max(1, min(STARTUP, round(self.settings.startup_share * trials)))
-        return PromptTPE("maximize", seed=job.seed, tpe_args={"n_startup_jobs": startup})
+        return OrderedTPE("maximize", seed=job.seed, tpe_args={"n_startup_jobs": startup})

@@ -18,10 +18,19 @@ _CONTROLS = ("uniform", "scaled", "random", "random_widths", "placebo", "retrain
 _TRAINED_FIRST = ("l1", "thinet", "slimming", "taylor", "provable", "bar", "depgraph")
 """Pruning methods that want a trained network."""
 _PRUNING = (*_TRAINED_FIRST, "soft_filter", "fpgm", "prunetrain", "morphnet", "chex", "oto", "iss")
+_GROWING = ("random_growth", "net2net", "gradmax", "variance_transfer", "tiny", "firefly", "autogrow")
+"""The growing methods beside ``grow``, and the control of those that widen on a schedule."""
+_SEARCH = (
+    *("random_search", "regularized_evolution", "tpe", "successive_halving"),
+    *("single_path_one_shot", "darts_width", "slimmable", "netadapt", "zero_cost"),
+)
 _EVERY = (
     *_TABLE,
     *(name for name in _PRUNING if name not in _TABLE),
     *("grow-paper", "scaled", "placebo", "random_widths", "retrain", "dense_short", "l1_torch_pruning"),
+    "by_stage",
+    *_GROWING,
+    *_SEARCH,
 )
 _TUNED = (
     *("l1", "l1[dense_share=0.25]", "taylor", "taylor[dense_share=0.25]"),
@@ -134,6 +143,19 @@ def _pruned(task: str, backbone: str, budget: float, epochs: int, samples: int |
     )
 
 
+def _searched(task: str, backbone: str, budget: float, epochs: int) -> Grid:
+    """Every growing and search method beside the controls and ``grow``."""
+    return Grid(
+        methods=("dense", "uniform", "scaled", "random", "grow", "retrain", *_GROWING, *_SEARCH),
+        tasks=(task,),
+        backbones=(backbone,),
+        budgets=(budget,),
+        seeds=_SEEDS,
+        epochs=epochs,
+        setup="cpu-bf16",
+    )
+
+
 def _choosing(*methods: str) -> Grid:
     """Settings to choose among, on a budget and a seed that are not those of the tables."""
     return Grid(
@@ -240,6 +262,14 @@ PROFILES = {
                 _pruned("cifar10_16px", "cifar_resnet20", 0.25, 12),
                 _pruned("cifar10_16px", "cifar_vgg16_bn", 0.15, 12),
                 _pruned("ptb_small", "lstm_200", 0.5, 4, 11_550),
+            ),
+        ),
+        Profile(
+            "search",
+            "growing methods and architecture search beside grow and the controls, on two networks, 3 seeds (a week)",
+            (
+                _searched("cifar10_16px", "cifar_resnet20", 0.25, 12),
+                _searched("cifar10_16px", "cifar_vgg16_bn", 0.15, 12),
             ),
         ),
         Profile(
