@@ -9,7 +9,7 @@ BIN       := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce-all report ablations pruning test lint bench model-table methods oracle
+.PHONY: help install reproduce-all report ablations pruning search test lint bench model-table methods oracle
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,9 @@ ablations: $(INSTALLED) ## write the tables of docs/ablations.md again
 
 pruning: $(INSTALLED) ## write the tables of docs/pruning.md again
 	$(BIN)/nasbench-grow report --results results/pruning --document docs/pruning.md
+
+search: $(INSTALLED) ## write the tables of docs/search.md again
+	$(BIN)/nasbench-grow report --results results/search --document docs/search.md
 
 # by stealing, the tests of a file mostly stay in one process and share what they set up
 test: $(INSTALLED) ## run the tests (two processes, offline)
