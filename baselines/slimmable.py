@@ -154,7 +154,7 @@ class SlimmableSettings:
     sampled: int = 2
     """Networks of random widths in each step, beside the widest and the narrowest."""
     search_share: float = 0.25
-    """What judging slimmer networks may cost, as a share of the training of the one found."""
+    """What judging slimmer networks may cost, as a share of the training of the one found; one round is due."""
 
     def __post_init__(self) -> None:
         """Refuses a setting outside its range with a UserError."""

@@ -70,15 +70,15 @@ class Between:
 class Moments:
     """Sums over samples and positions that one group's newborn filters follow from."""
 
-    inputs: Tensor | float = 0.0
+    inputs: Tensor = field(default_factory=lambda: torch.zeros(()))
     """Of products of what the taker takes in, patch by patch, shape (C k k, C k k)."""
-    wanted: Tensor | float = 0.0
+    wanted: Tensor = field(default_factory=lambda: torch.zeros(()))
     """Of their products with V, shape (C k k, out)."""
-    before: Tensor | float = 0.0
+    before: Tensor = field(default_factory=lambda: torch.zeros(()))
     """S: of products of what the maker takes in, shape (F, F)."""
-    mean: Tensor | float = 0.0
+    mean: Tensor = field(default_factory=lambda: torch.zeros(()))
     """Of what the maker takes in, shape (F,)."""
-    missing: Tensor | float = 0.0
+    missing: Tensor = field(default_factory=lambda: torch.zeros(()))
     """N: of its products with what is missing of V, shape (F, out k k)."""
     count: int = 0
     seen: dict[str, Tensor] = field(default_factory=dict)
@@ -134,7 +134,7 @@ def as_image(tensor: Tensor) -> Tensor:
     return tensor if tensor.ndim == 4 else tensor.reshape(-1, tensor.shape[-1], 1, 1)
 
 
-def kernel(weight: Tensor) -> Tensor:
+def kernel(weight: Any) -> Tensor:
     """The weight of a linear layer as a 1 x 1 kernel; a kernel as it is."""
     return weight if weight.ndim == 4 else weight[:, :, None, None]
 
@@ -147,7 +147,8 @@ def patches(module: nn.Module, inputs: Tensor) -> Tensor:
 def best_update(inputs: Tensor, wanted: Tensor) -> Tensor:
     """The dW that minimises the squares of V - x dW, from the moments of x, shape (in, in), and of x and V, shape
     (in, out). Shape (in, out)."""
-    return torch.linalg.pinv(inputs, hermitian=True) @ wanted
+    found = torch.linalg.pinv(inputs.double(), hermitian=True) @ wanted.double()
+    return found.to(wanted.dtype)
 
 
 def newborn_filters(before: Tensor, missing: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -161,16 +162,19 @@ def newborn_filters(before: Tensor, missing: Tensor, count: int) -> tuple[Tensor
         incoming weights, shape (filters, F), by which a filter's mean square is 1, and outgoing ones, shape
         (filters, O).
     """
-    values, vectors = torch.linalg.eigh(before)
+    values, vectors = torch.linalg.eigh(before.double())
     there = values > SMALLEST * values[-1].clamp(min=1e-30)
     root = vectors[:, there] * values[there].rsqrt() @ vectors[:, there].T
-    left, strengths, right = torch.linalg.svd(root @ missing, full_matrices=False)
+    left, strengths, right = torch.linalg.svd(root @ missing.double(), full_matrices=False)
     kept = min(count, int((strengths > SMALLEST * strengths[0].clamp(min=1e-30)).sum()))
-    return (root @ left[:, :kept]).T, strengths[:kept, None] * right[:kept]
+    incoming, outgoing = (root @ left[:, :kept]).T, strengths[:kept, None] * right[:kept]
+    return incoming.to(missing.dtype), outgoing.to(missing.dtype)
 
 
 class Expressive(Widening):
     """Gives newborn filters their closed form at each growth step."""
+
+    settings: Settings
 
     def start(self, model: ElasticModel, before: Tensor, after: Tensor) -> None:
         """Two passes of statistics on the network as it is, the newborn weights, the search for their amplitude."""
@@ -210,11 +214,11 @@ class Expressive(Widening):
         losses = []
         for amplitude in AMPLITUDES:
             set_outgoing(outgoing, amplitude)
-            network, total = extract(model.space, model.dense, after).train(), 0.0
+            network, total = extract(model.space, model.dense, after).train(), torch.zeros(())
             with torch.no_grad():
                 for inputs, targets in self.job.calibrate(network, self.samples):
-                    total += self.job.loss(network(inputs), targets) * len(inputs)
-            losses.append(torch.as_tensor(total).nan_to_num(torch.inf))
+                    total = total + self.job.loss(network(inputs), targets) * len(inputs)
+            losses.append(total.nan_to_num(torch.inf))
         set_outgoing(outgoing, AMPLITUDES[int(torch.stack(losses).argmin())])
 
     @property
@@ -284,31 +288,32 @@ def place(
     """
     filters = space.groups[group.number].structures
     born = torch.nonzero((after & ~before)[filters]).flatten()
-    maker, taker = dense.get_submodule(group.maker), dense.get_submodule(group.taker)
+    makes, takes = (dense.get_parameter(f"{path}.weight") for path in (group.maker, group.taker))
     second, mean = moments.before / moments.count, moments.mean / moments.count
     incoming, outgoing = newborn_filters(second, moments.missing / moments.count, len(born))
-    device = maker.weight.device
     spread = (1 - (incoming @ mean).square()).clamp(min=1e-6).sqrt()
     if group.norm is None:  # half of the amplitude each, as in the paper
         half = outgoing.norm(dim=1, keepdim=True).sqrt()
         incoming, outgoing = incoming * half, outgoing / half
-    given = born[: len(incoming)].to(device)
+    born = born.to(makes.device)
+    given = born[: len(incoming)]
     inputs, outputs = (
-        kept_of(space, before, f"{path}.weight", dim).to(device) for path, dim in ((group.maker, 1), (group.taker, 0))
+        kept_of(space, before, f"{path}.weight", dim).to(born) for path, dim in ((group.maker, 1), (group.taker, 0))
     )
-    weight = maker.weight.detach()
+    weight = makes.detach()
     weight[given] = 0  # from filters that are newborn themselves
     weight[given[:, None], inputs] = incoming.view(len(given), len(inputs), *weight.shape[2:])
-    if maker.bias is not None:
-        maker.bias.detach()[given] = 0
+    tensors = dense.state_dict()
+    if f"{group.maker}.bias" in tensors:
+        tensors[f"{group.maker}.bias"][given] = 0
     if group.norm is not None:
-        norm = dense.get_submodule(group.norm)
-        norm.weight.detach()[given], norm.bias.detach()[given] = spread, incoming @ mean
-        norm.running_mean[given], norm.running_var[given] = incoming @ mean, spread.square()
-    weight = taker.weight.detach()
-    weight[:, born.to(device)] = 0  # to filters that are newborn themselves, and where there is nothing to follow
+        passed = {"weight": spread, "bias": incoming @ mean, "running_mean": incoming @ mean, "running_var": spread**2}
+        for key, values in passed.items():
+            tensors[f"{group.norm}.{key}"][given] = values
+    weight = takes.detach()
+    weight[:, born] = 0  # to filters that are newborn themselves, and where there is nothing to follow
     columns = outgoing.view(len(given), len(outputs), *weight.shape[2:]).transpose(0, 1)
-    return [(taker.weight, (outputs[:, None], given), columns)]
+    return [(takes, (outputs[:, None], given), columns)]
 
 
 def kept_of(space: Space, present: Tensor, name: str, dim: int) -> Tensor:
