@@ -76,8 +76,8 @@ class GrowableSpace(ModelSpace):
         return {**sample, BUDGET: self.budget}
 
     def sample_of_network(self, network: nn.Module) -> Sample:
-        """The sample that a sub-network of the dense one is, by the shapes of its tensors; a group inside a layer that is
-        gone has its full width.
+        """The sample that a sub-network of the dense one is, by the shapes of its tensors; a group inside a layer that
+        is gone has its full width.
 
         Args:
             network: what a method left of the dense network.
