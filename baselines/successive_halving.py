@@ -91,10 +91,12 @@ class SuccessiveHalving(NniSearch):
         return (yield from self.train(job, space, max(winners, key=lambda winner: winner[0])[1]))
 
     def lengths(self, job: Job, bracket: int) -> list[float]:
-        """Epochs that a network has trained at the end of each rung of a bracket."""
+        """Epochs that a network has trained at the end of each rung of a bracket; a rung in which a short run would not
+        train a single step is left out."""
         settings = self.settings
-        rungs = range(bracket + 1, settings.rungs + 1)
-        return [settings.longest * job.epochs * settings.reduction ** (rung - settings.rungs) for rung in rungs]
+        longest = settings.longest * job.epochs
+        rungs = [longest * settings.reduction ** (rung - settings.rungs) for rung in range(bracket + 1, settings.rungs)]
+        return [*(length for length in rungs if job.trial_macs(1, length) > job.trial_macs(1, 0)), longest]
 
     def beginners(self, job: Job, lengths: list[float]) -> int:
         """The most networks that a bracket can begin with, so that it costs no more than its part of the total.

@@ -17,7 +17,8 @@ from torch import nn
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.contract.task import Batch
 from nasbench_grow.cost.macs import count_macs
-from nasbench_grow.growing.nni_strategy import GrowingStrategy
+from nasbench_grow.growing.nni_strategy import GrowingStrategy, MethodStrategy
+from nasbench_grow.harness import registry
 
 EPOCHS, STEPS = 3, 8
 
@@ -86,6 +87,32 @@ def test_an_interrupted_experiment_goes_on_as_if_nothing_had_happened(tmp_path: 
     assert len(model.metrics.intermediates) == EPOCHS
     assert network.state_dict().keys() == expected.state_dict().keys()
     assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in expected.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["scaled", "l1", "uniform", "tpe[total=0.4]", "successive_halving[total=0.5,rungs=2]"])
+def test_any_method_runs_on_the_space_and_exports_its_network_and_what_that_is(name: str, tmp_path: Path) -> None:
+    space, method = make_space(), registry.method(name)
+    held_out = list(digit_batches(9, 2))
+    strategy = MethodStrategy(
+        method,
+        lambda epoch: digit_batches(epoch, STEPS),
+        epochs=EPOCHS,
+        steps_per_epoch=STEPS,
+        metric=accuracy,
+        optimizer=sgd,
+        batch_size=16,
+        held_out=held_out,
+    )
+    experiment = run(make_experiment(space, strategy, tmp_path))
+    (model,) = experiment.export_top_models()
+    (network,) = experiment.export_top_models(formatter="instance")
+    (sample,) = experiment.export_top_models(formatter="dict")
+    assert len(model.metrics.intermediates) == EPOCHS, "of its training, not of a search"
+    assert model.metric == accuracy(network)
+    again = space.freeze(dict(sample))
+    assert [tensor.shape for tensor in again.state_dict().values()] == [
+        tensor.shape for tensor in network.state_dict().values()
+    ]
 
 
 class Other(ModelSpace):

@@ -75,6 +75,25 @@ class GrowableSpace(ModelSpace):
             sample[layer.name] = self.structures.layer_present(present, index)
         return {**sample, BUDGET: self.budget}
 
+    def sample_of_network(self, network: nn.Module) -> Sample:
+        """The sample that a sub-network of the dense one is, by the shapes of its tensors; a group inside a layer that
+        is gone has its full width.
+
+        Args:
+            network: what a method left of the dense network.
+        """
+        shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+        sample: Sample = {group.name: group.size for group in self.structures.groups}
+        for (name, dim), owner in self.structures.owners.items():
+            for group in self.structures.groups:
+                own = (owner >= group.start) & (owner < group.start + group.size)
+                if name in shapes and own.any() and bool((own | (owner < 0)).all()):  # no other group's on this axis
+                    each = int(own.sum()) // group.size  # entries of a filter
+                    sample[group.name] = (shapes[name][dim] - int((owner < 0).sum())) // each
+        for layer in self.structures.layers:
+            sample[layer.name] = not isinstance(network.get_submodule(layer.paths[0]), nn.Identity)
+        return {**sample, BUDGET: self.budget}
+
     def at_budget(self, sample: Sample) -> Sample:
         """The sample with all widths scaled by one factor, so that its network costs the budget and not more.
 
