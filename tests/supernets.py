@@ -1,4 +1,4 @@
-"""Jobs that judge networks on samples of their own, and runs of them that are killed after everything they keep."""
+"""Jobs that judge networks on samples of their own, and runs of them that are killed again and again."""
 
 from __future__ import annotations
 
@@ -50,30 +50,31 @@ def search_job(make: Any, **changes: Any) -> Job:
 
 
 class Deadly(Kept):
-    """A storage that ends the run after each thing that it keeps, each time once."""
+    """A storage that ends the run after every second thing that it keeps, each time once."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.deaths: set[Any] = set()
+        self.seen: set[Any] = set()
 
     def write(self, name: str, state: Any) -> None:
         super().write(name, state)
         moment = name, state.get("step"), state["done"]
-        if moment not in self.deaths:
-            self.deaths.add(moment)
-            raise Killed
+        if moment not in self.seen:
+            self.seen.add(moment)
+            if len(self.seen) % 2:
+                raise Killed
 
 
 def run_whole_and_killed(method: Method, make: Any, **changes: Any) -> tuple[tuple[nn.Module, Job], ...]:
-    """The network and the job of a run, and of the same one killed after everything that it kept."""
+    """The network and the job of a run, and of the same one killed again and again."""
     torch.manual_seed(3)
     whole = search_job(make, **changes)
     network, _ = run(method, whole)
     storage, arrived = Deadly(), None
     while arrived is None:
-        torch.manual_seed(99 if storage.deaths else 3)  # the generators of another process
+        torch.manual_seed(99 if storage.seen else 3)  # the generators of another process
         job = search_job(make, storage=storage, **changes)
         with suppress(Killed):
             arrived, _ = run(method, job)
-    assert len(storage.deaths) > whole.epochs
+    assert len(storage.seen) > whole.epochs
     return (network, whole), (arrived, job)

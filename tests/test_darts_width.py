@@ -23,7 +23,7 @@ def searching(make, settings=None, **changes):
     return Searching(job, model, settings or DartsWidthSettings()), model
 
 
-@pytest.mark.parametrize("name", ["cifar_vgg16_bn", "cifar_mobilenetv2", "deeplabv3plus_thin", "lstm_200"])
+@pytest.mark.parametrize("name", ["cifar_resnet20", "deeplabv3plus_thin", "lstm_200"])
 def test_relaxed_macs_are_those_of_the_network_where_everything_is_there_or_not(name):
     example = torch.zeros(1, 6, dtype=torch.int64) if name == "lstm_200" else torch.zeros(1, 3, 32, 32)
     space = discover(backbones.create(name, 10, 3), example)
@@ -83,8 +83,8 @@ def test_a_filter_is_scaled_by_the_probability_of_the_widths_that_hold_it():
 
 def test_gumbel_gates_are_drawn_and_settle_as_it_cools():
     search, _ = searching(wide_plain, DartsWidthSettings(relaxation="gumbel"))
-    hot = torch.stack([search.gates_of(0, 100) for _ in range(200)])
-    cold = torch.stack([search.gates_of(100, 100) for _ in range(200)])
+    hot = torch.stack([search.gates_of(0, 100).detach() for _ in range(200)])
+    cold = torch.stack([search.gates_of(100, 100).detach() for _ in range(200)])
     firm = [float(((gates < 0.05) | (gates > 0.95))[:, 20:48].float().mean()) for gates in (hot, cold)]
     assert firm[0] < 0.4 and firm[1] > 0.8
     # Cold draws are one width each, any of the eight alike: the last filters belong to the full width alone.
@@ -143,7 +143,7 @@ def test_a_step_is_billed_for_weights_and_logits_both_in_the_dense_network():
 
 
 @pytest.mark.parametrize(("kind", "relaxation"), [("small", "gumbel"), ("leaving", "softmax"), ("words", "gumbel")])
-def test_killed_after_everything_it_keeps_it_goes_on_to_the_same_bits(kind, relaxation):
+def test_killed_again_and_again_it_goes_on_to_the_same_bits(kind, relaxation):
     method = DartsWidth(DartsWidthSettings(relaxation=relaxation, search_share=1.0))
     (whole, first), (pieces, second) = run_whole_and_killed(method, KINDS[kind], epochs=2)
     assert same(whole, pieces)

@@ -138,7 +138,7 @@ def test_a_path_is_judged_by_the_supernets_weights_with_statistics_of_its_own():
 
 
 @pytest.mark.parametrize("kind", ["small", "words"])
-def test_killed_after_everything_it_keeps_it_goes_on_to_the_same_bits(kind):
+def test_killed_again_and_again_it_goes_on_to_the_same_bits(kind):
     (whole, first), (pieces, second) = run_whole_and_killed(SinglePathOneShot(QUICK), KINDS[kind], epochs=2)
     assert same(whole, pieces)
     assert first.meter.spent == second.meter.spent
