@@ -12,10 +12,12 @@ from nasbench_grow.harness.reproduce import run_one
 from nasbench_grow.harness.store import Store
 
 EPOCHS = 4
+SMALL = {"darts_cells": "darts_cells[cells=3,search_cells=3,search_share=0.25,search_width=2,width=2]"}
+"""Methods that bring networks of their own, at a size for tests."""
 
 
 def cell_of(method):
-    return small_cell(method=method, budget=0.5, epochs=EPOCHS, backbone="tiny_residual")
+    return small_cell(method=SMALL.get(method, method), budget=0.5, epochs=EPOCHS, backbone="tiny_residual")
 
 
 @pytest.mark.parametrize("method", sorted(registry.methods()))
