@@ -12,13 +12,14 @@ from nasbench_grow.harness.reproduce import run_one
 from nasbench_grow.harness.store import Store
 
 EPOCHS = 4
+SMALL = {"darts_cells": "darts_cells[cells=3,search_cells=3,search_share=0.25,search_width=2,width=2]"}
+"""Methods that bring networks of their own, at a size for tests."""
 
 
 def cell_of(method):
     searches = hasattr(registry.methods()[method].Settings, "total")  # then with a few trials, not with dozens
-    return small_cell(
-        method=f"{method}[total=0.4]" if searches else method, budget=0.5, epochs=EPOCHS, backbone="tiny_residual"
-    )
+    spelt = SMALL.get(method, f"{method}[total=0.4]" if searches else method)
+    return small_cell(method=spelt, budget=0.5, epochs=EPOCHS, backbone="tiny_residual")
 
 
 @pytest.mark.parametrize("method", sorted(registry.methods()))

@@ -28,7 +28,7 @@ _EVERY = (
     *_TABLE,
     *(name for name in _PRUNING if name not in _TABLE),
     *("grow-paper", "scaled", "placebo", "random_widths", "retrain", "dense_short", "l1_torch_pruning"),
-    "by_stage",
+    *("by_stage", "darts_cells[cells=3,search_cells=3,search_width=4,width=8]"),
     *_GROWING,
     *_SEARCH,
 )
