@@ -47,7 +47,9 @@ class Settings:
     width: int = 36
     """Channels of an operation in its first cells; they double twice."""
     search_cells: int = 8
+    """Of the supernet."""
     search_width: int = 16
+    """Channels of an operation in the supernet's first cells."""
     search_share: float = 1.0
     """Epochs of the search, as a share of the run's."""
     alpha_rate: float = 3e-4

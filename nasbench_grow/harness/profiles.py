@@ -28,7 +28,7 @@ _EVERY = (
     *_TABLE,
     *(name for name in _PRUNING if name not in _TABLE),
     *("grow-paper", "scaled", "placebo", "random_widths", "retrain", "dense_short", "l1_torch_pruning"),
-    *("by_stage", "darts_cells[cells=3,search_cells=3,search_width=4,width=8]"),
+    "by_stage",
     *_GROWING,
     *_SEARCH,
 )
@@ -271,6 +271,11 @@ PROFILES = {
                 _searched("cifar10_16px", "cifar_resnet20", 0.25, 12),
                 _searched("cifar10_16px", "cifar_vgg16_bn", 0.15, 12),
             ),
+        ),
+        Profile(
+            "cells",
+            "for reference, in a table of its own: DARTS on cells, which no backbone here holds (wants a GPU)",
+            (_cifar("cifar_resnet20", 100, (1.0,), ("dense", "darts_cells")),),
         ),
         Profile(
             "beds",
