@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from backbone_spaces import CLASSES, example_of, space_of
 from cells import small_cell
 from killing import outcome, run_whole_and_in_pieces
 from tiny_networks import Plain, Residual, small_job
@@ -199,8 +200,9 @@ def test_the_budget_is_met_on_every_backbone(name, granularity, monkeypatch):
     monkeypatch.setattr(
         Descent, "scores", lambda descent, model, _: torch.randn(len(model.space), generator=descent.draws)
     )
-    job = small_job(lambda: backbones.create(name, 8, 3), example=torch.zeros(1, 3, 32, 32), granularity=granularity)
+    job = small_job(lambda: backbones.create(name, CLASSES, 3), example=example_of(name), granularity=granularity)
     model = job.model()
+    model.space = space_of(name)
     descent = Descent(job, model, Settings(steps=2))
     for share in (0.15, 0.5):
         descent.grow(model, share * job.dense_macs)

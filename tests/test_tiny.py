@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from backbone_spaces import space_of
 from test_baselines import run
 from tiny_networks import EXAMPLE, Plain, Residual, seeded, small_job
 from torch import nn
@@ -167,10 +168,18 @@ def test_it_meets_the_budget_and_bills_statistics_and_amplitudes(make, granulari
     assert job.meter.spent["training"] == 3 * 8 * 2 * sum(macs)
 
 
-def test_backbones_of_other_filters_are_skipped():
-    task = registry.tasks()["digits"]()
-    assert "plain layer" in Tiny().skip(task, backbones.create("cifar_mobilenetv2", 10, 1))
-    assert Tiny().skip(task, backbones.create("cifar_resnet20", 10, 1)) is None
+@pytest.mark.parametrize(
+    "name, served",
+    [("cifar_resnet20", 9), ("cifar_vgg16_bn", 12), ("cifar_mobilenetv2", 2), ("deeplabv3plus_thin", 10)],
+)
+def test_backbones_of_which_it_serves_little_are_skipped(name, served, monkeypatch):
+    monkeypatch.setattr("nasbench_grow.baselines.tiny.discover", lambda *_: space_of(name))
+    task, network = registry.tasks()["cifar10"](), backbones.create(name, 8, 3)
+    assert len(between(space_of(name), network)) == served
+    assert ("plain layer" in (Tiny().skip(task, network) or "")) == (name == "cifar_mobilenetv2")
+
+
+def test_language_models_are_skipped():
     assert "plain layer" in Tiny().skip(registry.tasks()["ptb_small"](), backbones.create("lstm_200", 10, 3))
 
 
