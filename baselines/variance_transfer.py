@@ -6,9 +6,10 @@ V and opposite outgoing ones, Z and -Z, so that they cancel; both are random, wi
 at the new width. Weights that take in more than before are multiplied by sqrt(C_t / C_t+1), C the number of inputs, by
 C_t / C_t+1 in the output layer, and the running statistics of a normalisation that follows change with them. The
 weights that joined at stage k learn at the recipe's rate times |W_k| / |W_0|, Frobenius norms within each layer. Width
-and length of the stages rise geometrically. From memory, not looked up: a quarter of the width at first, nine stages,
-each about a fifth wider and longer than the one before. Ours: variances are those of the backbone's own initialisation;
-a filter too many for a pair has outgoing zeros; norms and biases keep the recipe's rate.
+and length of the stages rise geometrically, as theirs do; that there are nine, each about a fifth wider and longer than
+the one before, from a quarter of the width, is ours, as theirs could not be looked up, and so is the factor of the
+output layer, which a survey gives. Ours, too: variances are those of the backbone's own initialisation; a filter too
+many for a pair has outgoing zeros; norms and biases keep the recipe's rate.
 """
 
 from __future__ import annotations
