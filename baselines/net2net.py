@@ -1,8 +1,8 @@
 """Net2Net: a small network becomes a wider and deeper one that computes the same, and goes on training.
 
 Chen, Goodfellow, Shlens, *Net2Net: Accelerating Learning via Knowledge Transfer*, ICLR 2016 (arXiv 1511.05641).
-Net2WiderNet (section 2.2): a newborn filter copies one that is drawn at random, and whatever takes in the two divides
-by their number; a little noise on the copies breaks the symmetry. Net2DeeperNet (section 2.3): a layer joins as the
+Net2WiderNet: a newborn filter copies one that is drawn at random, and whatever takes in the two divides
+by their number; a little noise on the copies breaks the symmetry. Net2DeeperNet: a layer joins as the
 identity, its normalisation with the scale and shift that undo it on some training samples. A residual block joins as
 the identity too where its last normalisation has a scale of zero, an idea younger than the paper; its own filters are
 then random. Theirs is one step, from a teacher that is trained to the end, to a student that trains at a tenth of the
@@ -100,7 +100,7 @@ class Morphing(Widening):
             pass_through([model.dense.get_submodule(path) for path in paths], mean, variance)
 
     def start(self, model: ElasticModel, before: Tensor, after: Tensor) -> None:
-        """Newborn filters copy others (Net2WiderNet, section 2.2, equations 1 and 2)."""
+        """Newborn filters copy others (Net2WiderNet)."""
         space = model.space
         origin = copied_from(space, before, after, self.job.seed)
         copies = torch.bincount(origin[space.resolved(after)], minlength=len(space))[origin]

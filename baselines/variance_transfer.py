@@ -5,10 +5,11 @@ Learning Rate Adaptation*, NeurIPS 2023 (arXiv 2306.12700). Newborn filters come
 V and opposite outgoing ones, Z and -Z, so that they cancel; both are random, with the variance that initialisation has
 at the new width. Weights that take in more than before are multiplied by sqrt(C_t / C_t+1), C the number of inputs, by
 C_t / C_t+1 in the output layer, and the running statistics of a normalisation that follows change with them. The
-weights that joined at stage k learn at the recipe's rate times |W_k| / |W_0|, Frobenius norms within each layer. Width
-and length of the stages rise geometrically. From memory, not looked up: a quarter of the width at first, nine stages,
-each about a fifth wider and longer than the one before. Ours: variances are those of the backbone's own initialisation;
-a filter too many for a pair has outgoing zeros; norms and biases keep the recipe's rate.
+weights that joined at stage k learn at the recipe's rate times |W_k| / |W_0|, Frobenius norms within each layer. The
+schedule is ours, as theirs could not be looked up: nine stages from a quarter of the width, each about a fifth wider
+and longer than the one before, so that it trains for half of what the others do. The factor of the output layer is a
+survey's. Ours, too: variances are those of the backbone's own initialisation; a filter too many for a pair has outgoing
+zeros; norms and biases keep the recipe's rate.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class Transferring(Widening):
         self._before = {name: parameters[name].detach().clone() for name in self.births(model)}
 
     def after_step(self, model: ElasticModel) -> None:
-        """Goes as far as each stage's learning rate says (section 3.2): the step times |W_k| / |W_0|."""
+        """Goes as far as each stage's learning rate says: the step times |W_k| / |W_0|."""
         parameters = dict(model.network.named_parameters())
         for name, births in self.births(model).items():
             weight, before = parameters[name].detach(), self._before[name]

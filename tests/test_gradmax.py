@@ -81,7 +81,7 @@ def test_no_other_directions_have_a_larger_gradient(kind):
     best = incoming(matrix, None, 2)
     assert torch.allclose(best @ best.T, torch.eye(2), atol=1e-5)
     assert (best.sum(1) >= 0).all()
-    for _ in range(200):
+    for _ in range(60):
         other = torch.linalg.qr(torch.randn(best.shape[1], 2)).Q.T
         assert norm(other) <= norm(best)
         nearby = torch.linalg.qr((best + 0.1 * torch.randn_like(best)).T).Q.T

@@ -25,7 +25,7 @@ def test_stages_rise_evenly_from_the_seed_to_the_last_network():
     assert default[0] == (0.0, 0.25) and default[-1] == (pytest.approx(0.05), 1.0) and len(default) == 11
 
 
-@pytest.mark.parametrize("steps", [1, 2, 7, 500, 50_000])
+@pytest.mark.parametrize("steps", [1, 7, 500, 5_000])
 def test_the_last_stage_trains_in_runs_of_any_length(steps):
     small = job()
     widening = Widening(small, small.model(), GrowthSettings())
@@ -69,7 +69,7 @@ def test_newborn_filters_have_the_weights_of_the_dense_backbone():
     assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in expected.named_parameters())
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 3])
+@pytest.mark.parametrize("epochs", [1, 2])
 def test_a_killed_run_goes_on_where_it_was(epochs):
     storage = Kept()
     for _ in islice(RandomGrowth(SLOW).run(job(wide, storage=storage)), epochs):
