@@ -4,9 +4,9 @@ Li and Talwalkar, *Random Search and Reproducibility for Neural Architecture Sea
 baseline that a search has to beat, as it was for hyper-parameters (Bergstra and Bengio, JMLR 2012). It has no knobs
 but how many networks are drawn and how long each trains, which ``total`` and ``trial_share`` say (ours: three dense
 trainings in all, a tenth of the run a trial). Their two variants stop early (see ``successive_halving``) or share
-weights; this is the plain one. NNI's ``Random`` draws, none twice: each width from eight evenly spaced ones, each
-layer by a fair coin, then all widths scaled by one factor to the budget. The control ``random`` is the same with one
-draw and no search.
+weights; this is the plain one. NNI's ``Random`` draws, and none trains twice: each width from eight evenly spaced
+ones, each layer by a fair coin, then all widths scaled by one factor to the budget. The control ``random`` is the
+same with one draw and no search.
 """
 
 from __future__ import annotations
@@ -31,4 +31,4 @@ class RandomSearch(MultiTrial):
         """NNI's random search."""
         from nni.nas.strategy import Random
 
-        return Random(seed=job.seed)
+        return Random(dedup=False, seed=job.seed)  # a network that was drawn before has its score already
