@@ -90,8 +90,11 @@ def _text(block: Block, row: dict[str, Any]) -> dict[str, str]:
 
 
 def _note(block: Block, budget: float, draws: pd.DataFrame) -> str:
-    spread = pd.Series(list(floats(draws.drop_duplicates("method")["val_metric"]))).std() * block.scale
+    once = draws.drop_duplicates("method")
+    spread = pd.Series(list(floats(once["val_metric"]))).std() * block.scale
+    different = len(once.drop_duplicates(["macs", "params"]))
+    alike = "" if different == len(once) else f" {different} of them differ, as widths are rounded;"
     return (
-        f"Budget {budget:g}: {draws['method'].nunique()} architectures drawn at random (the widths of all groups, and "
-        f"depth), each trained once; standard deviation {spread:.2f}."
+        f"Budget {budget:g}: {len(once)} architectures drawn at random (the widths of all groups, and depth), each "
+        f"trained once;{alike} standard deviation {spread:.2f}."
     )
