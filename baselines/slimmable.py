@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nasbench_grow import SharedWeights, Space, UserError, extract
+from nasbench_grow import SharedWeights, Space, extract
 from nasbench_grow.baselines.single_path_one_shot import affordable, at_cost, shared_score
 from nasbench_grow.contract import Callback, ElasticModel, Job, Method, Run, check_positive, check_share
 
@@ -159,9 +159,7 @@ class SlimmableSettings:
     def __post_init__(self) -> None:
         """Refuses a setting outside its range with a UserError."""
         check_share(self, "slimmable_share", "narrowest")
-        check_positive(self, "search_share")
-        if self.sampled < 0:
-            raise UserError(f"sampled {self.sampled} is out of range: give 0 or more")
+        check_positive(self, "search_share", "sampled")
 
 
 class Slimmable(Method):

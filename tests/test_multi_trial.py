@@ -8,12 +8,9 @@ import math
 import random
 import statistics
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
-from cells import small_cell
-from killing import outcome, run_whole_and_in_pieces
 from nni.algorithms.hpo.tpe_tuner import TpeTuner
 from searches import EPOCHS, JUDGED, SAMPLES, Chain, Table, every_width, result, search_job, table, widths_of
 from tiny_networks import EXAMPLE, Plain, Residual
@@ -235,16 +232,6 @@ def test_a_trial_that_diverges_is_left_behind(method: Any) -> None:
     assert widths_of(network)[0] <= 20
     with pytest.raises(DivergedError, match="all"):
         result(method(), search_job(Chain, Stumbles, value=lambda _: 0))
-
-
-@pytest.mark.parametrize("method", NAMES)
-def test_killed_in_every_epoch_it_goes_on_to_the_same_bits(method: str, tmp_path: Path) -> None:
-    share = "longest=0.5,rungs=2" if method == "successive_halving" else "trial_share=0.3"
-    cell = small_cell(method=f"{method}[total=0.4,{share}]", budget=0.5, epochs=2, backbone="tiny_residual")
-    whole, pieces = run_whole_and_in_pieces(cell, tmp_path)
-    assert whole["status"] == "ok", whole["error"]
-    assert whole["meets_budget"] and 0 < whole["search_macs"] <= 0.4 * whole["dense_train_macs"]
-    assert outcome(pieces) == outcome(whole)
 
 
 def test_without_nni_they_skip_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,7 +176,7 @@ def test_killed_again_and_again_it_goes_on_to_the_same_bits(kind):
     [
         ({"slimmable_share": 0.0}, "slimmable_share 0 is out of range"),
         ({"narrowest": 1.5}, "narrowest 1.5 is out of range"),
-        ({"sampled": -1}, "sampled -1 is out of range: give 0 or more"),
+        ({"sampled": 0}, "sampled 0 is out of range: give a number above 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
