@@ -209,7 +209,7 @@ PROFILES = {
         ),
         Profile(
             "methods",
-            "every built-in method on part of CIFAR-10, 2 budgets, 3 seeds (1.5 hours on two cores)",
+            "every built-in method on part of CIFAR-10, 2 budgets, 3 seeds (some hours on two cores)",
             (_cifar("cifar_resnet20", 5, (0.25, 0.5), _EVERY, samples=2_048),),
         ),
         Profile(
