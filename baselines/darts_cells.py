@@ -153,7 +153,7 @@ class Relaxed(Callback):
 
     def __init__(self, job: Job, model: ElasticModel, rate: float) -> None:
         self.job, self.steps = job, 0
-        self.alphas = list(alphas_of(model.network).values())
+        self.alphas, self.weights = list(alphas_of(model.network).values()), list(weights_of(model.network))
         self.optimizer = torch.optim.Adam(self.alphas, lr=rate, betas=BETAS, weight_decay=DECAY)
         self.batches = job.search_batches()
 
@@ -171,7 +171,7 @@ class Relaxed(Callback):
 
     def after_backward(self, model: ElasticModel) -> None:
         """Clips the gradients of the weights."""
-        nn.utils.clip_grad_norm_(weights_of(model.network), CLIP)
+        nn.utils.clip_grad_norm_(self.weights, CLIP)
 
     def log(self, model: ElasticModel) -> dict[str, float]:
         """How undecided the edges are: 1 where all operations weigh the same, 0 where one has all the weight."""

@@ -125,7 +125,7 @@ def short_steps(job: Job, groups: int, settings: Settings) -> int:
     In each iteration every group is tried, and the best fine-tuned once more, at the MACs that are left by then.
     """
     _, judged = job.search_splits
-    allowed = settings.total * 3 * job.dense_macs * job.total_steps * job.recipe.batch_size
+    allowed = settings.total * job.dense_train_macs
     left, networks = 1.0, 0.0
     for saving in savings(job.budget, settings):
         left -= saving

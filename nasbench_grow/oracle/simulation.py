@@ -14,7 +14,7 @@ validation accuracy is below the best of the table within the budget.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.growing.multi_trial import PATIENCE
 from nasbench_grow.harness import registry
 from nasbench_grow.oracle.grid import GRID, Architecture
 from nasbench_grow.oracle.table import KEYS, Table
@@ -29,8 +30,6 @@ from nasbench_grow.oracle.table import KEYS, Table
 if TYPE_CHECKING:
     from nasbench_grow.oracle.nni_grid import GridSpace
 
-PATIENCE = 20
-"""A strategy that draws so many networks in a row that were tried before is at its end."""
 SPENT = (0.25, 0.5, 1.0, 2.0, 3.0)
 """Costs at which :func:`quantiles` looks, in trainings of the dense network."""
 
@@ -59,12 +58,19 @@ def simulate(
     search = registry.method(method)
     if not hasattr(search, "strategy"):
         raise UserError(f"{method!r} draws no trials that a table could answer; give random_search or another such")
+    best = table.query(*table.best(budget)).val
     table.query(*table.best(budget), epoch=epochs)  # refuses epochs out of range
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # NNI's, of classes that it does not know
         from nasbench_grow.oracle.nni_grid import GridSpace
-    space = GridSpace(table, budget)
-    rows = [row for seed in range(repetitions) for row in _search(table, search, space, seed, epochs, total)]
+    space, dense = GridSpace(table, budget), table.query(*max(GRID)).train_macs
+    mean = sum(table.query(*each, epoch=epochs).train_macs for each in space.within) / len(space.within)
+    trials = max(1, int(total * dense / mean))
+    rows = []
+    for seed in range(repetitions):
+        strategy = partial(search.strategy, SimpleNamespace(seed=seed), len(KEYS), trials)
+        for trial, (macs, seconds, val) in enumerate(_search(table, strategy, space, epochs, total * dense), 1):
+            rows.append((seed, trial, macs / dense, seconds, best - val))
     return pd.DataFrame(rows, columns=["repetition", "trial", "train_macs", "seconds", "regret"]).assign(method=method)
 
 
@@ -88,30 +94,23 @@ def quantiles(runs: pd.DataFrame, spent: Sequence[float] = SPENT) -> pd.DataFram
 
 
 def _search(
-    table: Table, search: Any, space: GridSpace, seed: int, epochs: int, total: float
-) -> list[tuple[int, int, float, float, float]]:
-    """One search: a row for each of its trials."""
+    table: Table, strategy: Callable[[], Any], space: GridSpace, epochs: int, limit: float
+) -> Iterator[tuple[int, float, float]]:
+    """One search of at most ``limit`` MACs: after each of its trials the MACs and seconds spent and the validation
+    accuracy of the incumbent at the end of its training."""
     from nasbench_grow.growing.nni_draws import Draws
 
-    dense = table.query(*max(GRID)).train_macs
-    best = max(table.query(*each).val for each in space.within)
-    mean = sum(table.query(*each, epoch=epochs).train_macs for each in space.within) / len(space.within)
-    trials = max(1, int(total * dense / mean))
     scores: dict[Architecture, float] = {}
-    rows: list[tuple[int, int, float, float, float]] = []
-    macs = seconds = 0.0
-    known = 0
-    with Draws(partial(search.strategy, SimpleNamespace(seed=seed), len(KEYS), trials), space) as draws:
+    macs, seconds, known = 0, 0.0, 0
+    with Draws(strategy, space) as draws:
         while known < PATIENCE and (sample := draws.next()) is not None:
             drawn = space.network(sample)
             known = known + 1 if drawn in scores else 0
             if not known:
                 entry = table.query(*drawn, epoch=epochs)
-                macs, seconds = macs + entry.train_macs / dense, seconds + entry.seconds
-                if macs > total:
+                macs, seconds = macs + entry.train_macs, seconds + entry.seconds
+                if macs > limit:
                     break
                 scores[drawn] = entry.val
-                incumbent = max(scores, key=lambda each: scores[each])
-                rows.append((seed, len(scores), macs, seconds, best - table.query(*incumbent).val))
+                yield macs, seconds, table.query(*max(scores, key=lambda each: scores[each])).val
             draws.tell(scores[drawn])
-    return rows
