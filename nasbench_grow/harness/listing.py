@@ -74,6 +74,7 @@ def _setups() -> list[Row]:
                 "precision": setup.precision,
                 "adaptive": setup.adaptive,
                 "compiled": setup.compiled,
+                "graphs": setup.graphs,
                 "processes": setup.processes(),
             }
         )

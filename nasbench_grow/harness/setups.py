@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, distributed, nn
 
 from nasbench_grow.harness import heap
+from nasbench_grow.harness.graphs import Graphed
 
 Precision = Literal["fp32", "tf32", "bf16"]
 _Place = TypeVar("_Place", Tensor, nn.Module)
 
 _DETERMINING = ("device", "channels_last", "granularity", "precision", "adaptive", "compiled")
-ADAPTIVE, COMPILED, PARALLEL = "-adaptive", "-compiled", "-ddp"
+ADAPTIVE, COMPILED, GRAPHS, PARALLEL = "-adaptive", "-compiled", "-graphs", "-ddp"
 CPU_PROCESSES = 2
 """Processes of the CPU's set-up with several: they gain nothing over threads, but show that it works."""
 
@@ -40,6 +41,8 @@ class Setup:
     """The batch grows as the network shrinks (:mod:`nasbench_grow.harness.adaptive`)."""
     compiled: bool = False
     """Networks whose structure stays are compiled for training."""
+    graphs: bool = False
+    """Networks whose structure stays are trained by CUDA graphs (:mod:`nasbench_grow.harness.graphs`)."""
     parallel: bool = False
     """Several processes share every batch (:mod:`nasbench_grow.harness.ranks`)."""
 
@@ -49,7 +52,8 @@ class Setup:
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def definition(self) -> dict[str, Any]:
-        """What of the set-up determines results, for the run key; sharing a batch among processes does not."""
+        """What of the set-up determines results, for the run key; sharing a batch among processes does not, nor does
+        launching the same kernels together."""
         return {field: getattr(self, field) for field in _DETERMINING}
 
     def processes(self) -> int:
@@ -92,10 +96,12 @@ class Setup:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
 
     def accelerate(self, network: nn.Module) -> nn.Module:
-        """A module that trains the network's parameters, compiled if the set-up says so.
+        """A module that trains the network's parameters: compiled, or by CUDA graphs, if the set-up says so.
 
-        On a GPU its kernels are launched as one CUDA graph: those of small networks take less than their launch does.
+        On a GPU the kernels of a compiled network are launched as one graph, too.
         """
+        if self.graphs:
+            return Graphed(network)
         if not self.compiled:
             return network
         mode = "reduce-overhead" if self.device == "cuda" else None
@@ -132,7 +138,13 @@ def _compiler(device: str) -> str | None:
 
 
 def _with_options(base: Setup) -> tuple[Setup, ...]:
-    """A set-up as it is, with the adaptive batch, with several processes, and compiled."""
+    """A set-up as it is, with the adaptive batch, compiled, by CUDA graphs on GPUs, and with several processes."""
+    graphs = replace(
+        base,
+        name=base.name + GRAPHS,
+        summary=f"{base.summary}; kernels launched together where the structure stays",
+        graphs=True,
+    )
     sharing = f"{CPU_PROCESSES} processes" if base.device == "cpu" else "all GPUs of the machine"
     return (
         base,
@@ -148,6 +160,7 @@ def _with_options(base: Setup) -> tuple[Setup, ...]:
             summary=f"{base.summary}; torch.compile where the structure stays",
             compiled=True,
         ),
+        *((graphs,) if base.device == "cuda" else ()),
         replace(base, name=base.name + PARALLEL, summary=f"{base.summary}; {sharing} share each batch", parallel=True),
     )
 
