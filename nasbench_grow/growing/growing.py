@@ -27,9 +27,7 @@ from torch import Tensor, nn
 
 from nasbench_grow.base.calling import call
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.base.parallel import mean_over_processes
 from nasbench_grow.contract import Callback, ElasticModel, Job, Run
-from nasbench_grow.contract.callback import Loss
 from nasbench_grow.growing.settings import CostOf
 from nasbench_grow.structure.elastic import Newborn
 from nasbench_grow.structure.gating import GatedNetwork
@@ -91,13 +89,13 @@ class Masks(ABC):
     def resample(self, progress: float) -> Tensor:
         """Chooses the structures of the next period; ``progress`` is the share of the run that is done by now."""
 
-    def rivals(self) -> list[Tensor]:
-        """Structures whose losses on the next batch are to be handed to :meth:`learn`; asked for after every
-        :meth:`resample`."""
-        return []
+    @property
+    def weighs(self) -> bool:
+        """Whether :meth:`weigh` is to be given the gradients of the steps that come."""
+        return False
 
-    def learn(self, losses: Tensor) -> None:  # noqa: B027 (masks without rivals have nothing to do)
-        """Takes up the losses of the rivals on one batch, shape (rivals,)."""
+    def weigh(self, gradients: Tensor) -> None:  # noqa: B027 (masks that learn nothing have nothing to do)
+        """Takes up the gradients of one step's loss along the gates of all structures, shape (structures,)."""
 
     def harden(self) -> Tensor:
         """The structures of the network to return."""
@@ -152,33 +150,15 @@ class Growing(Callback):
         self.restructured_at = 0
         self.largest_step = 0.0
         self._gated: GatedNetwork | None = None
-        self._rivals: list[Tensor] = []
-        self._compared = 0
         model.resize(masks.present)
 
     def before_step(self, model: ElasticModel, step: int, steps: int) -> None:
         """Begins another period if the last one is over."""
-        self._compared = 0
         if step // self.period > self.restructured_at // self.period:
             self.restructured_at, cost = step, self.masks.cost
             with torch.profiler.record_function("restructuring"):
                 model.resize(self.masks.resample(step / self.steps), self.newborn)
             self.largest_step = max(self.largest_step, abs(self.masks.cost - cost))
-            self._rivals = self.masks.rivals()
-
-    def loss(self, model: ElasticModel, network: nn.Module, inputs: Any, targets: Any, loss: Loss) -> Tensor:
-        """The loss of the network in training; before the first step of a period its rivals are compared."""
-        rivals, self._rivals = self._rivals, []
-        if rivals:  # first, as what a recurrent network hands on moves with its own pass
-            self._compared = sum(map(model.space.macs, rivals))
-            with torch.no_grad():
-                losses = [loss(call(rival, inputs), targets) for rival in model.variants(rivals)]
-            self.masks.learn(mean_over_processes(torch.stack(losses).float()).cpu())
-        return super().loss(model, network, inputs, targets, loss)
-
-    def step_macs(self, model: ElasticModel) -> int:
-        """Rivals are billed a forward pass each, a third of what a step takes."""
-        return model.macs + round(self._compared / 3)
 
     def forward(self, model: ElasticModel, network: nn.Module, inputs: Any) -> Any:
         """The sub-network, each structure scaled by its gate."""
@@ -191,6 +171,8 @@ class Growing(Callback):
 
     def after_backward(self, model: ElasticModel) -> None:
         """One step of the masks."""
+        if self.masks.weighs:
+            self.masks.weigh(self._scaling(model).gradients())
         self.masks.step()
 
     def evaluated(self, model: ElasticModel) -> nn.Module:

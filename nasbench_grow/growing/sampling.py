@@ -1,20 +1,18 @@
-"""Growing that learns: a network grows to its budget, is sampled for a while, and keeps what lowered the loss.
+"""Growing that learns: a network grows to its budget, and moves its cost to where it is worth most.
 
 Every structure has a logit s, and is present with the probability sigmoid(beta (s - price)) (section 3.2 of the paper).
 The filters of a group cannot be told apart at birth, so they share one logit: what is learnt is each group's width and
-each layer's presence. Once a period a sample of the scheduled cost begins to train. From the end of growth on several
-more of the same cost are sampled from the weights as they are, and their losses on one batch compared; the logits move
-along their score functions, an estimate of the gradient of the expected loss (Williams 1992, REINFORCE), as far as that
-estimate is surely off zero.
+each layer's presence.
 
-The paper differentiates the loss by gates sigmoid(beta s) instead. Behind every group that a convolution and its
-normalisation take in, the gates of the group have gradients that add up to zero, whatever its width is worth: that
-signal cannot compare groups (``docs/method.md``).
+What a structure is worth the gradient along its gate says, as in the paper: |dL/dm| is to first order by how much the
+loss would change without it (Molchanov et al. 2019). The gradients of a group's gates add up to zero where a
+normalisation follows, whatever its width is worth; their magnitudes do not. A logit rises while its structure is worth
+more for its cost than the network is in the mean, and falls while it is worth less, so that in the end all cost is
+spent equally well.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,26 +26,25 @@ from nasbench_grow.growing.settings import CostOf, SolvedSettings
 from nasbench_grow.structure.selection import select
 from nasbench_grow.structure.space import Space
 
-ERRORS = 2.0
-"""Half the width of the interval in which a slope is known to lie, in standard errors: one of 95 %."""
+LARGEST_SLOPE = 2.0
+"""What a structure's worth for its cost may at most move its logit by, in the natural logarithm of its ratio to the
+mean: a group whose gradients vanish in one period is not lost by that."""
 
 
 @dataclass(frozen=True)
 class SamplingSettings(SolvedSettings):
     """Hyper-parameters of growing. Times are shares of the run, so that they fit runs of any length."""
 
-    growth: float = 0.05
+    growth: float = 0.03
     """Share of the run over which the network grows from the seed to its budget."""
-    search: float = 0.15
-    """Share of the run, after growth, over which networks are compared; then the structure stays."""
+    search: float = 0.17
+    """Share of the run, after growth, over which structures are weighed; then the structure stays."""
     periods: int = 30
     """How often the network is sampled during the search, at most once a step; while it grows, at the same pace."""
-    compared: float = 0.025
-    """Share of the run's training that comparing samples may cost; at least two are compared once a period."""
-    travel: float = 8.0
-    """How far a logit moves in a run if its structure alone decided the loss."""
-    layer_start: float = 0.0
-    """Logit that layers start with, as groups start at 0: below 0 a layer is rather absent, as in the seed."""
+    travel: float = 4.0
+    """How far a logit moves in the search if its structure is worth e times as much for its cost as the mean."""
+    layer_start: float = 1.0
+    """Logit that layers start with, as groups start at 0: above 0 a layer is rather present."""
     beta_start: float = 4.0
     """Temperature beta of a structure that was never present."""
     beta_growth: float = 4.0
@@ -56,7 +53,7 @@ class SamplingSettings(SolvedSettings):
     def __post_init__(self) -> None:
         """Refuses a setting outside its range with a UserError."""
         super().__post_init__()
-        check_share(self, "growth", "search", "compared")
+        check_share(self, "growth", "search")
         check_positive(self, "travel", "beta_start", "beta_growth")
         if self.commit >= 1:
             raise UserError(
@@ -69,18 +66,12 @@ class SamplingSettings(SolvedSettings):
         """Share of the run after which the structure is no longer sampled, but stays."""
         return self.growth + self.search
 
-    def samples(self, steps: int) -> int:
-        """How many networks are compared once a period, in a run of so many steps: an even number."""
-        forward_passes = 3 * self.compared * steps / min(self.periods, self.search * steps)
-        return max(2, 2 * round(forward_passes / 2))
-
 
 def begin(job: Job, settings: SamplingSettings, *, placebo: bool = False) -> tuple[ElasticModel, Growing]:
     """The seed of a dense backbone, and what grows it."""
     model = job.model()
     granularity, cost_of = settings.granularity or job.granularity, settings.cost_of(job, model)
-    samples = settings.samples(job.total_steps)
-    masks = SampledMasks(model.space, settings, job.budget, samples, granularity, job.seed, cost_of, placebo=placebo)
+    masks = SampledMasks(model.space, settings, job.budget, granularity, job.seed, cost_of, placebo=placebo)
     return model, Growing(model, masks, job.total_steps, round(settings.periods / settings.search), settings.newborn)
 
 
@@ -90,16 +81,14 @@ class SampledMasks(Masks):
     Args:
         space, budget, seed, cost_of: as in :class:`~nasbench_grow.growing.growing.Masks`.
         settings: the hyper-parameters.
-        samples: networks that are compared once a period, an even number.
         granularity: of the widths (:func:`nasbench_grow.structure.selection.allowed_width`).
         placebo: what one structure learns goes to another: as much changes, but nothing is known.
 
     Attributes:
-        start: the logits before anything is learnt, shape (groups + layers,), in the order of the space.
+        logits: s, shape (groups + layers,), in the order of the space.
         ages: the share of the time until commit in which each structure was present, same shape.
-        moments: sums over the networks compared of (advantage x score), same shape; an advantage is how far a loss is
-            below the mean of its period, in standard deviations.
-        weights: sums of squared scores, same shape.
+        squares: sums over the steps of a period of the squared gradients along the gates, shape (structures,).
+        steps: how many these are.
     """
 
     def __init__(
@@ -107,7 +96,6 @@ class SampledMasks(Masks):
         space: Space,
         settings: SamplingSettings,
         budget: float,
-        samples: int,
         granularity: int,
         seed: int = 0,
         cost_of: CostOf | None = None,
@@ -115,17 +103,16 @@ class SampledMasks(Masks):
         placebo: bool = False,
     ) -> None:
         super().__init__(space, settings.structures, budget, cost_of, seed)
-        self.settings, self.samples, self.granularity = settings, samples, granularity
+        self.settings, self.granularity = settings, granularity
         groups, layers = len(space.groups), len(space.layers)
-        self.start = torch.cat([torch.zeros(groups), self._layer_logits()])
-        self.ages, self.moments, self.weights = (torch.zeros(groups + layers) for _ in range(3))
+        self.logits = torch.cat([torch.zeros(groups), self._layer_logits()])
+        self.ages = torch.zeros(groups + layers)
+        self.squares, self.steps = torch.zeros(len(space)), 0
         self.places = torch.arange(groups + layers)
         if placebo:
-            for part in (torch.arange(groups), groups + torch.nonzero(self.start[groups:].isfinite()).flatten()):
+            for part in (torch.arange(groups), groups + torch.nonzero(self.logits[groups:].isfinite()).flatten()):
                 self.places[part] = part[_derangement(len(part), self.generator)]
         self.progress = 0.0
-        self.scores = torch.zeros(0, groups + layers)
-        self.asked: list[Tensor] = []
         self.committed = False
 
     @property
@@ -133,24 +120,11 @@ class SampledMasks(Masks):
         """beta_i = beta_0 * gamma^(t_i / T), t_i of T periods those in which structure i was present (section 3.2)."""
         return self.settings.beta_start * self.settings.beta_growth**self.ages
 
-    @property
-    def logits(self) -> Tensor:
-        """s, shape (groups + layers,): from the start along what is believed, further as the search goes on."""
-        searched = (self.progress - self.settings.growth) / self.settings.search
-        return self.start + self.settings.travel * min(1.0, max(0.0, searched)) * self.believed[self.places]
-
-    @property
-    def believed(self) -> Tensor:
-        """The slope of the advantage along each score, 1 for a structure that alone decides the loss; or rather the end
-        of its interval that is nearest to 0. Its standard error is 1 by the root of the sum of the squared scores."""
-        slopes = self.moments / self.weights.clamp(min=1e-12)
-        return slopes.sign() * (slopes.abs() - ERRORS / self.weights.sqrt()).clamp(min=0)
-
     def _layer_logits(self) -> Tensor:
         """Logits that layers start with, shape (layers,): infinite for plain layers, which stay, if filters are grown.
 
         Without a skip connection, what follows a layer is trained for its output or for its input; weights that have to
-        serve both serve neither, and prefer what is most like the average sample.
+        serve both serve neither.
         """
         sampled, start = self.settings.structures == "layers", self.settings.layer_start
         return torch.tensor([start if sampled or layer.bypass is None else torch.inf for layer in self.space.layers])
@@ -159,17 +133,28 @@ class SampledMasks(Masks):
         """Linear from the seed's cost to the budget."""
         return self.seed_cost + (self.budget - self.seed_cost) * min(1.0, progress / self.settings.growth)
 
+    @property
+    def weighs(self) -> bool:
+        """Whether the network has grown, and is still sampled."""
+        return self.aimed == self.budget and not self.committed
+
+    def weigh(self, gradients: Tensor) -> None:
+        """Gathers the gradients along the gates of one step."""
+        self.squares = self.squares.to(gradients.device) + gradients.square()
+        self.steps += 1
+
     def resample(self, progress: float) -> Tensor:
-        """Samples the structures that train next and, once the network has grown, those that are compared."""
+        """Samples the structures that train next."""
         if self.committed:
             return self.present
         settings = self.settings
         elapsed, self.progress = progress - self.progress, progress
+        if self.steps:
+            self._learn()
         target = min(self.target(progress), self.cost + LARGEST_STEP)
-        grown = progress >= settings.growth and target == self.target(progress)
-        if grown and progress >= settings.commit:
+        if progress >= settings.commit and target == self.target(progress):
             self.committed, self.aimed = True, target
-            self.present = self._structures(torch.zeros(len(self.start)), target)
+            self.present = self._structures(torch.zeros(len(self.logits)), target)
             return self.present
         cost, noise = self.cost, self._draw() / self.temperatures
         self.present = self._structures(noise, target)
@@ -178,24 +163,46 @@ class SampledMasks(Masks):
             self.present = self._structures(noise, target)
         self.ages += self._there(self.present) * elapsed / settings.commit
         self.aimed = target
-        if grown:
-            half = [self._draw() for _ in range(self.samples // 2)]
-            drawn = [sign * noise for noise in half for sign in (1, -1)]  # mirrored: what is even in it cancels out
-            self.asked = [self._structures(noise / self.temperatures, target) for noise in drawn]
-            self.scores = torch.stack([self._score(*pair) for pair in zip(drawn, self.asked, strict=True)])
         return self.present
 
-    def _draw(self) -> Tensor:
-        """Logistic noise: s + noise / beta > 0 with the probability sigmoid(beta s). Shape (groups + layers,)."""
-        return torch.logit(torch.rand(len(self.start), generator=self.generator), eps=1e-6)
+    def _learn(self) -> None:
+        """Moves the logit of every present structure along the logarithm of its worth for its cost, where all of them
+        together are worth 1."""
+        gradients = (self.squares.cpu() / self.steps).sqrt()
+        self.squares, self.steps = torch.zeros(len(self.space)), 0
+        filters = [gradients[group.structures][self.present[group.structures]] for group in self.space.groups]
+        counts = torch.tensor([*map(len, filters), *[1] * len(self.space.layers)])
+        worths = torch.cat([torch.stack([each.mean() for each in filters]), gradients[self.space.filters :]])
+        costs = self._costs()
+        mean = (worths * counts)[costs > 0].sum() / (costs * counts).sum()
+        slopes = torch.where(costs > 0, (worths / (costs * mean)).log(), 0.0).nan_to_num(0.0)
+        step = self.settings.travel / self.settings.periods
+        self.logits = self.logits + step * slopes.clamp(-LARGEST_SLOPE, LARGEST_SLOPE)[self.places]
 
-    def learn(self, losses: Tensor) -> None:
-        """Adds the evidence of the networks compared (losses of shape (samples,)); none where one is no number."""
-        if not losses.isfinite().all():
-            return
-        advantages = (losses.mean() - losses) / losses.std(correction=0).clamp(min=1e-12)
-        self.moments += (advantages[:, None] * self.scores).sum(0)
-        self.weights += self.scores.square().sum(0)
+    def _costs(self) -> Tensor:
+        """What a present layer costs, or a filter of a group that is there: shape (groups + layers,), 0 for all else."""
+        space, costs = self.space, torch.zeros(len(self.logits))
+        for number in torch.nonzero(self._there(self.present) * self.logits.isfinite()).flatten().tolist():
+            other = self.present.clone()
+            if number < len(space.groups):
+                group = space.groups[number]
+                width = int(other[group.structures].sum())
+                fewer = max(1, width - self.granularity)
+                other[group.start + fewer : group.start + width] = self.ungrown[group.start]
+            else:
+                layer = space.filters + number - len(space.groups)
+                other[layer] = self.ungrown[layer]
+            gone = int((self.present & ~other).sum())
+            if gone:
+                costs[number] = (self.cost - self.cost_of(other) / self.dense_cost) / gone
+        return costs
+
+    def _draw(self) -> Tensor:
+        """Logistic noise: s + noise / beta > 0 with the probability sigmoid(beta s). Shape (groups + layers,); zero for
+        groups, of which the share of filters that is likeliest is present."""
+        noise = torch.logit(torch.rand(len(self.logits), generator=self.generator), eps=1e-6)
+        noise[: len(self.space.groups)] = 0.0
+        return noise
 
     def _structures(self, noise: Tensor, target: float) -> Tensor:
         """The structures whose logit, ``noise`` added, is above the price at which all cost ``target``."""
@@ -228,27 +235,14 @@ class SampledMasks(Masks):
         groups = [self.space.layer_present(present, group.layer) for group in self.space.groups]
         return torch.cat([torch.tensor(groups), present[self.space.filters :]]).float()
 
-    def _score(self, noise: Tensor, present: Tensor) -> Tensor:
-        """How far a sample lies on either side of what is likely, in standard deviations: for a group that exists, of
-        its logit's noise; for a layer, of its presence."""
-        groups, there = len(self.space.groups), self._there(present)
-        widths = noise[:groups] / (math.pi / math.sqrt(3)) * there[:groups]
-        chance = torch.sigmoid(self.temperatures * self.logits)[groups:].clamp(0.02, 0.98)
-        layers = (there[groups:] - chance) / (chance * (1 - chance)).sqrt()
-        return torch.cat([widths, layers])
-
-    def rivals(self) -> list[Tensor]:
-        """The structures to compare."""
-        asked, self.asked = self.asked, []
-        return asked
-
     def state_dict(self) -> dict[str, Any]:
-        """Ages and evidence too."""
+        """Logits, ages and what was gathered too."""
         return {
             **super().state_dict(),
             "ages": self.ages.clone(),
-            "moments": self.moments.clone(),
-            "weights": self.weights.clone(),
+            "logits": self.logits.clone(),
+            "squares": self.squares.clone(),
+            "steps": self.steps,
             "progress": self.progress,
             "committed": self.committed,
         }
@@ -256,7 +250,8 @@ class SampledMasks(Masks):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what :meth:`state_dict` gave."""
         super().load_state_dict(state)
-        self.ages, self.moments, self.weights = (state[name].clone() for name in ("ages", "moments", "weights"))
+        self.ages, self.logits, self.squares = (state[name].clone() for name in ("ages", "logits", "squares"))
+        self.steps = state["steps"]
         self.progress, self.committed = state["progress"], state["committed"]
 
 

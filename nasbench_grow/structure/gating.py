@@ -36,6 +36,7 @@ class GatedNetwork(nn.Module):
         check_present(space, present)
         check_model(network)
         self.network = network
+        self._structures = len(space)
         self._axes: list[tuple[str, int]] = []
         numbers = []  # of the structure that scales each entry of each axis
         parameters = dict(network.named_parameters())
@@ -71,6 +72,19 @@ class GatedNetwork(nn.Module):
             return call(self.network, inputs)
         scaled = {f"network.{name}": tensor for name, tensor in self.scaled(gates).items()}
         return functional_call(self, scaled, (inputs,))
+
+    @torch.no_grad()
+    def gradients(self) -> Tensor:
+        """Gradients of the last loss along the gates where all are 1, shape (structures,): by the chain rule from those
+        that the network's weights have. Zero for absent structures."""
+        parameters = dict(self.network.named_parameters())
+        along = torch.zeros(self._structures + 1, device=self._numbers.device)
+        products = []
+        for name, dim in self._axes:
+            weight = parameters[name]
+            assert weight.grad is not None
+            products.append((weight * weight.grad).movedim(dim, 0).reshape(weight.shape[dim], -1).sum(1))
+        return along.index_add(0, self._numbers, torch.cat(products))[:-1]
 
     def fold(self, gates: Tensor | None = None) -> nn.Module:
         """A copy of the sub-network with the scales multiplied into its weights; None: all are 1."""
