@@ -76,14 +76,17 @@ class GatedNetwork(nn.Module):
     @torch.no_grad()
     def gradients(self) -> Tensor:
         """Gradients of the last loss along the gates where all are 1, shape (structures,): by the chain rule from those
-        that the network's weights have. Zero for absent structures."""
+        that the network's weights have. Zero for absent structures, no number for those with frozen weights."""
         parameters = dict(self.network.named_parameters())
         along = torch.zeros(self._structures + 1, device=self._numbers.device)
-        products = []
-        for name, dim in self._axes:
+        products = [along[:0]]
+        for (name, dim), size in zip(self._axes, self._sizes, strict=True):
             weight = parameters[name]
-            assert weight.grad is not None
-            products.append((weight * weight.grad).movedim(dim, 0).reshape(weight.shape[dim], -1).sum(1))
+            if weight.grad is None:  # frozen, or nothing that the loss depends on
+                products.append(along.new_full((size,), 0.0 if weight.requires_grad else torch.nan))
+            else:
+                product = (weight * weight.grad).movedim(dim, 0).reshape(size, -1)
+                products.append(product.sum(1, dtype=along.dtype))
         return along.index_add(0, self._numbers, torch.cat(products))[:-1]
 
     def fold(self, gates: Tensor | None = None) -> nn.Module:
