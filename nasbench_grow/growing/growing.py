@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from nasbench_grow.base.calling import call
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.base.parallel import mean_over_processes
 from nasbench_grow.contract import Callback, ElasticModel, Job, Run
 from nasbench_grow.growing.settings import CostOf
 from nasbench_grow.structure.elastic import Newborn
@@ -172,7 +173,7 @@ class Growing(Callback):
     def after_backward(self, model: ElasticModel) -> None:
         """One step of the masks."""
         if self.masks.weighs:
-            self.masks.weigh(self._scaling(model).gradients())
+            self.masks.weigh(mean_over_processes(self._scaling(model).gradients()))
         self.masks.step()
 
     def evaluated(self, model: ElasticModel) -> nn.Module:
