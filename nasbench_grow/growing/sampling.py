@@ -89,6 +89,7 @@ class SampledMasks(Masks):
         ages: the share of the time until commit in which each structure was present, same shape.
         squares: sums over the steps of a period of the squared gradients along the gates, shape (structures,).
         steps: how many these are.
+        gated: the groups and layers that have gates, shape (groups + layers,): all but plain layers.
     """
 
     def __init__(
@@ -108,9 +109,10 @@ class SampledMasks(Masks):
         self.logits = torch.cat([torch.zeros(groups), self._layer_logits()])
         self.ages = torch.zeros(groups + layers)
         self.squares, self.steps = torch.zeros(len(space)), 0
+        self.gated = torch.tensor([True] * groups + [layer.bypass is None for layer in space.layers])
         self.places = torch.arange(groups + layers)
         if placebo:
-            for part in (torch.arange(groups), groups + torch.nonzero(self.logits[groups:].isfinite()).flatten()):
+            for part in (torch.arange(groups), groups + torch.nonzero(self.gated[groups:]).flatten()):
                 self.places[part] = part[_derangement(len(part), self.generator)]
         self.progress = 0.0
         self.committed = False
@@ -130,8 +132,9 @@ class SampledMasks(Masks):
         return torch.tensor([start if sampled or layer.bypass is None else torch.inf for layer in self.space.layers])
 
     def target(self, progress: float) -> float:
-        """Linear from the seed's cost to the budget."""
-        return self.seed_cost + (self.budget - self.seed_cost) * min(1.0, progress / self.settings.growth)
+        """Linear from the seed's cost to the budget, which it meets exactly."""
+        share = min(1.0, progress / self.settings.growth)
+        return (1 - share) * self.seed_cost + share * self.budget
 
     @property
     def weighs(self) -> bool:
@@ -167,22 +170,24 @@ class SampledMasks(Masks):
 
     def _learn(self) -> None:
         """Moves the logit of every present structure along the logarithm of its worth for its cost, where all of them
-        together are worth 1."""
+        together are worth 1. What is no number teaches nothing."""
         gradients = (self.squares.cpu() / self.steps).sqrt()
         self.squares, self.steps = torch.zeros(len(self.space)), 0
         filters = [gradients[group.structures][self.present[group.structures]] for group in self.space.groups]
         counts = torch.tensor([*map(len, filters), *[1] * len(self.space.layers)])
         worths = torch.cat([torch.stack([each.mean() for each in filters]), gradients[self.space.filters :]])
         costs = self._costs()
-        mean = (worths * counts)[costs > 0].sum() / (costs * counts).sum()
-        slopes = torch.where(costs > 0, (worths / (costs * mean)).log(), 0.0).nan_to_num(0.0)
+        known = (costs > 0) & worths.isfinite()
+        mean = (worths * counts)[known].sum() / (costs * counts)[known].sum()
+        slopes = torch.where(known, (worths / (costs * mean)).log(), 0.0).nan_to_num(0.0)
         step = self.settings.travel / self.settings.periods
         self.logits = self.logits + step * slopes.clamp(-LARGEST_SLOPE, LARGEST_SLOPE)[self.places]
 
     def _costs(self) -> Tensor:
-        """What a present layer costs, or a filter of a group that is there: shape (groups + layers,), 0 for all else."""
+        """What a present layer costs, or a filter of a group that is there: shape (groups + layers,), 0 for all else
+        and for what saves nothing by leaving."""
         space, costs = self.space, torch.zeros(len(self.logits))
-        for number in torch.nonzero(self._there(self.present) * self.logits.isfinite()).flatten().tolist():
+        for number in torch.nonzero(self._there(self.present) * self.gated).flatten().tolist():
             other = self.present.clone()
             if number < len(space.groups):
                 group = space.groups[number]
@@ -194,7 +199,7 @@ class SampledMasks(Masks):
                 other[layer] = self.ungrown[layer]
             gone = int((self.present & ~other).sum())
             if gone:
-                costs[number] = (self.cost - self.cost_of(other) / self.dense_cost) / gone
+                costs[number] = max(0.0, self.cost - self.cost_of(other) / self.dense_cost) / gone
         return costs
 
     def _draw(self) -> Tensor:
@@ -244,6 +249,7 @@ class SampledMasks(Masks):
             "squares": self.squares.clone(),
             "steps": self.steps,
             "progress": self.progress,
+            "aimed": self.aimed,
             "committed": self.committed,
         }
 
@@ -252,7 +258,7 @@ class SampledMasks(Masks):
         super().load_state_dict(state)
         self.ages, self.logits, self.squares = (state[name].clone() for name in ("ages", "logits", "squares"))
         self.steps = state["steps"]
-        self.progress, self.committed = state["progress"], state["committed"]
+        self.progress, self.aimed, self.committed = (state[name] for name in ("progress", "aimed", "committed"))
 
 
 def _derangement(count: int, generator: torch.Generator) -> Tensor:
