@@ -22,7 +22,7 @@ from torch import Tensor
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.contract import ElasticModel, Job, check_positive, check_share
 from nasbench_grow.growing.growing import LARGEST_STEP, Growing, Masks, logistic_quantiles
-from nasbench_grow.growing.settings import CostOf, SolvedSettings
+from nasbench_grow.growing.settings import CostOf, Newborn, SolvedSettings
 from nasbench_grow.structure.selection import select
 from nasbench_grow.structure.space import Space
 
@@ -35,9 +35,10 @@ mean: a group whose gradients vanish in one period is not lost by that."""
 class SamplingSettings(SolvedSettings):
     """Hyper-parameters of growing. Times are shares of the run, so that they fit runs of any length."""
 
-    growth: float = 0.03
+    newborn: Newborn = "quiet"
+    growth: float = 0.01
     """Share of the run over which the network grows from the seed to its budget."""
-    search: float = 0.17
+    search: float = 0.1
     """Share of the run, after growth, over which structures are weighed; then the structure stays."""
     periods: int = 30
     """How often the network is sampled during the search, at most once a step; while it grows, at the same pace."""

@@ -12,7 +12,7 @@ from nasbench_grow.base.errors import UserError
 from nasbench_grow.contract import ElasticModel, Job, check_choices
 from nasbench_grow.structure.space import Structures
 
-Newborn = Literal["initial", "zero"]
+Newborn = Literal["initial", "zero", "quiet"]
 Cost = Literal["macs", "time"]
 
 CostOf = Callable[[Tensor], float]
@@ -40,8 +40,9 @@ class SolvedSettings(GrowingSettings):
     """Of growing whose price is solved for, so that the cost is what the schedule says."""
 
     newborn: Newborn = "initial"
-    """Whether a newborn structure acts at once, by its initial weights, or is joined by zeros, so that growing leaves
-    the network's function as it was."""
+    """Whether a newborn structure acts at once, by its initial weights (``initial``), or is joined by zeros, so that
+    growing leaves the network's function as it was (``zero``), or only where a normalisation would make it act at full
+    strength (``quiet``)."""
     cost: Cost = "macs"
     """What the budget is a share of: the dense network's MACs, or the time of its training step on this device."""
     granularity: int | None = None

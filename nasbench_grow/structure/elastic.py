@@ -21,10 +21,11 @@ from nasbench_grow.structure.discovery import find_space
 from nasbench_grow.structure.space import Space
 from nasbench_grow.structure.subnetwork import absorb, carry_optimizer, carry_state, extract, zero_init
 
-Newborn = Literal["initial", "zero"] | Callable[["ElasticModel", Tensor, Tensor], None]
+Newborn = Literal["initial", "zero", "quiet"] | Callable[["ElasticModel", Tensor, Tensor], None]
 """How structures that join start: with the weights that the dense model has for them (initial ones, where they never
-trained); with outgoing weights of zero, so that the network's function stays as it was; or as a function of (model,
-structures before, structures after) sets the entries of ``model.dense``."""
+trained); with outgoing weights of zero, so that the network's function stays as it was; quiet, which is so only where a
+normalisation would make a filter act at full strength at once; or as a function of (model, structures before, structures
+after) sets the entries of ``model.dense``."""
 
 WeightRole = Literal["creating", "consuming", "scale", "shift"]
 """What a weight is to a filter: a matrix or convolution that creates it, or that takes it in; the factor of a
@@ -120,8 +121,8 @@ class ElasticModel:
             absorb(self.space, self.dense, before, self.network)
         if callable(newborn):
             newborn(self, before, present)
-        elif newborn == "zero":
-            zero_init(self.space, self.dense, before, present)
+        elif newborn != "initial":
+            zero_init(self.space, self.dense, before, present, normalised_only=newborn == "quiet")
         old = (before, self.network, self.optimizer)
         self._take_up(present)
         carry_optimizer(self.space, old, (present, self.network, self.optimizer))

@@ -153,19 +153,27 @@ def newborn(space: Space, before: Tensor, after: Tensor) -> Tensor:
     return there_after & ~there_before
 
 
-def zero_init(space: Space, dense: nn.Module, before: Tensor, after: Tensor) -> None:
+def zero_init(space: Space, dense: nn.Module, before: Tensor, after: Tensor, *, normalised_only: bool = False) -> None:
     """Joins what is in ``after`` but not in ``before`` by zeros, so that both sub-networks compute the same.
 
     The dense network's consumers ignore a newborn filter at first, and a newborn layer adds nothing; what makes a
     filter keeps its initial weights, and so do the filters inside a newborn layer, or nothing there could ever learn. A
     newborn plain layer cannot join so: it takes the place of the identity.
+
+    With ``normalised_only`` filters that no normalisation scales join by their initial weights. Those are small, and so
+    is what such a filter adds; a normalised one would act at full strength at once.
     """
     filters = newborn(space, before, after)
     layers_born = filters[space.filters :].tolist()
-    for group in space.groups:
-        if group.layer is not None and layers_born[group.layer]:
-            filters[group.structures] = False
     parameters = {name: parameter.detach() for name, parameter in dense.named_parameters()}
+    normalised = torch.zeros(len(space), dtype=torch.bool)
+    for (name, _), owner in space.owners.items():
+        if name in parameters and parameters[name].ndim == 1 and "bias" not in name.rpartition(".")[2]:
+            normalised[owner[owner >= 0]] = True
+    for group in space.groups:
+        acts_at_once = normalised_only and not normalised[group.start]
+        if acts_at_once or (group.layer is not None and layers_born[group.layer]):
+            filters[group.structures] = False
     for name, dim in space.consumers:
         owner = space.owners[name, dim]
         ignored = torch.nonzero((owner >= 0) & filters[owner.clamp(min=0)]).flatten()
