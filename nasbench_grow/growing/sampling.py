@@ -36,7 +36,7 @@ class SamplingSettings(SolvedSettings):
     """Hyper-parameters of growing. Times are shares of the run, so that they fit runs of any length."""
 
     newborn: Newborn = "quiet"
-    growth: float = 0.01
+    growth: float = 0.005
     """Share of the run over which the network grows from the seed to its budget."""
     search: float = 0.1
     """Share of the run, after growth, over which structures are weighed; then the structure stays."""
