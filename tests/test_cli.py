@@ -86,7 +86,7 @@ def test_list_methods_says_of_each_what_it_is_where_it_comes_from_and_what_can_b
     assert rows["placebo"]["settings"] == rows["grow"]["settings"]
     assert "growth=0.05 (a number)" in rows["scaled"]["settings"]
     assert rows["random"]["settings"] == ["draw=none (a whole number or none)"]
-    assert "newborn=initial (initial, zero)" in rows["grow"]["settings"]
+    assert f"newborn={SamplingSettings.newborn} (initial, zero, quiet)" in rows["grow"]["settings"]
     assert rows["retrain"]["settings"] == ["of=grow (a method)"]
     assert rows["dense"]["settings"] == []
 

@@ -1,6 +1,6 @@
 """The masks: the paper's equations worked by hand, and what growing by schedule promises for any run.
 
-What the masks promise that learn from sampled networks is in test_sampling.py.
+What the masks promise that weigh structures is in test_sampling.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nasbench_grow.structure.space import Space
 
 RELAXED = RelaxationSettings()
 SLOW = ScalingSettings(growth=0.5)
-SAMPLED = SamplingSettings(growth=0.6, search=0.3)
+SAMPLED = SamplingSettings(growth=0.2, search=0.7, layer_start=0.0)
 
 
 @cache
@@ -54,7 +54,7 @@ def scaled(settings: ScalingSettings = SLOW, net: type = Plain, **changes: Any) 
 
 
 def sampled(net: type = Plain, **changes: Any) -> SampledMasks:
-    arguments = {"settings": SAMPLED, "budget": 0.5, "samples": 4, "granularity": 1, "seed": 0, **changes}
+    arguments = {"settings": SAMPLED, "budget": 0.5, "granularity": 1, "seed": 0, **changes}
     return SampledMasks(space_of(net), **arguments)
 
 
@@ -62,13 +62,12 @@ KINDS = {"relaxation": relaxed, "scaling": scaled, "sampling": sampled}
 
 
 def learn(masks: Masks, slopes: Tensor) -> None:
-    """One mini-batch whose loss has these gradients with respect to the gates, or to the presence of structures."""
+    """One mini-batch whose loss has these gradients with respect to the gates."""
     gates = masks.gates()
     if gates is not None:
         (gates @ slopes + masks.penalty()).backward()
-    rivals = masks.rivals()
-    if rivals:
-        masks.learn(torch.stack([present.float() @ slopes for present in rivals]))
+    if masks.weighs:
+        masks.weigh(slopes)
     masks.step()
 
 

@@ -78,9 +78,9 @@ def segmentation_gradients(part: slice) -> dict[str, Tensor]:
 def everything(part: slice) -> dict[str, Tensor]:
     made = from_first(lambda: torch.tensor(float(part.start == 0)))
     gated = growth(part, RelaxationSettings(periods=10, mask_learning_rate=1.0))
-    sampled = growth(part, SamplingSettings(growth=0.5, search=0.2, periods=10))
+    weighed = growth(part, SamplingSettings(growth=0.5, search=0.2, periods=10))
     figures = {**two_steps(part), **segmentation_gradients(part), "made by the first": made}
-    return {**figures, "grown by gates": gated, "grown by samples": sampled}
+    return {**figures, "grown by gates": gated, "grown by weighing": weighed}
 
 
 class Same:
@@ -101,7 +101,7 @@ class Same:
 
 def growth(part: slice, settings: Settings) -> Tensor:
     """The structures, and the logits by which they were chosen, after a few steps of growing on a part of each batch:
-    on the gradients of gates, or the losses of samples, all processes must agree."""
+    on the gradients along gates all processes must agree."""
     model = network().float()
     inputs, targets = batch()
     job = Job(
@@ -144,7 +144,8 @@ def test_two_processes_have_the_gradients_and_structures_of_one(tmp_path: Path) 
         found = torch.load(tmp_path / f"{number}.pt")
         assert found.keys() == expected.keys()
         for name in expected:
-            torch.testing.assert_close(found[name], expected[name], msg=name)
+            rounding = {"rtol": 1e-4, "atol": 1e-4} if name == "grown by weighing" else {}  # sums of logarithms
+            torch.testing.assert_close(found[name], expected[name], msg=name, **rounding)
 
 
 def test_alone_nothing_is_changed() -> None:

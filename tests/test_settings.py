@@ -146,7 +146,7 @@ def test_every_registered_method_can_be_had_without_settings_and_says_what_can_b
         ("grow[periods=0]", "periods 0 is out of range: give 1 or more"),
         ("grow[granularity=0]", "granularity 0 is out of range: give 1 or more"),
         ("grow[granularity=2.5]", "granularity of grow cannot be 2.5 (allowed: a whole number or none)"),
-        ("grow[newborn=quiet]", "newborn of grow cannot be quiet (allowed: initial, zero)"),
+        ("grow[newborn=loud]", "newborn of grow cannot be loud (allowed: initial, zero, quiet)"),
         ("grow[growth=0.6,search=0.5]", "growth 0.6 and search 0.5 leave nothing of the run to train what was found"),
         ("random[draw=first]", "draw of random cannot be first (allowed: a whole number or none)"),
         # settings of another method, or of none any more

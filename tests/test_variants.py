@@ -9,13 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families import structure
-from tiny_networks import EXAMPLE, Plain, Residual, digit_batches, seeded, sgd, small_job
+from tiny_networks import EXAMPLE, Plain, Residual, digit_batches, seeded, sgd
 from torch import Tensor, nn
 
 from nasbench_grow.backbones.lstm import LanguageModel
 from nasbench_grow.contract import ElasticModel
-from nasbench_grow.growing.growing import Growing
-from nasbench_grow.growing.sampling import SamplingSettings, begin
 
 WORDS, STEPS = 11, 5
 TEXT = torch.zeros(1, 1 + STEPS, dtype=torch.int64)
@@ -125,42 +123,3 @@ def test_a_variant_of_the_present_structures_goes_on_from_the_same_state():
     output = variant(inputs)
     assert torch.equal(model.network.layers[0].hidden, state)
     torch.testing.assert_close(output, model.network(inputs), rtol=0, atol=0)
-
-
-# --- what growing compares ---
-
-
-SETTINGS = SamplingSettings(growth=0.5, search=0.4)
-
-
-def begun(**changes) -> tuple:
-    job = small_job(Residual, epochs=8, steps=1, **changes)
-    model, growing = begin(job, SETTINGS)
-    return job, model, growing
-
-
-def test_networks_are_compared_as_they_would_train_on_the_batch_that_is_trained_on():
-    job, model, growing = begun()
-    told = []
-    growing.masks.learn = lambda losses: told.append(losses)
-    rivals = growing.masks.rivals
-    growing.masks.rivals = lambda: [growing.masks.present for _ in rivals()]
-    own = [stage.loss for stage in job.fit(model, growing)]
-    compared = [losses for losses in told if len(losses)]
-    assert len(compared) >= 3
-    grown = round(SETTINGS.growth * len(own))
-    for losses, loss in zip(compared, own[grown:], strict=True):
-        assert losses.tolist() == pytest.approx(len(losses) * [loss], rel=1e-6)
-
-
-def test_comparing_changes_nothing_of_what_trains(monkeypatch):
-    def ended(compare: bool) -> list[Tensor]:
-        job, model, growing = begun(seed=3)
-        monkeypatch.setattr(growing.masks, "learn", lambda losses: None)
-        rivals = growing.masks.rivals
-        monkeypatch.setattr(growing.masks, "rivals", lambda: rivals() if compare else rivals() and [])
-        assert isinstance(growing, Growing)
-        list(job.fit(model, growing))
-        return tensors(model)
-
-    assert all(torch.equal(one, other) for one, other in zip(ended(True), ended(False), strict=True))
