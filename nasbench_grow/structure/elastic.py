@@ -24,8 +24,8 @@ from nasbench_grow.structure.subnetwork import absorb, carry_optimizer, carry_st
 Newborn = Literal["initial", "zero", "quiet"] | Callable[["ElasticModel", Tensor, Tensor], None]
 """How structures that join start: with the weights that the dense model has for them (initial ones, where they never
 trained); with outgoing weights of zero, so that the network's function stays as it was; quiet, which is so only where a
-normalisation would make a filter act at full strength at once; or as a function of (model, structures before, structures
-after) sets the entries of ``model.dense``."""
+normalisation would make a filter act at full strength at once; or as a function of (model, structures before,
+structures after) sets the entries of ``model.dense``."""
 
 WeightRole = Literal["creating", "consuming", "scale", "shift"]
 """What a weight is to a filter: a matrix or convolution that creates it, or that takes it in; the factor of a
