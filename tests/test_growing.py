@@ -56,7 +56,7 @@ def plain() -> Grown:
 
 @cache
 def residual() -> Grown:
-    return grown_from(seeded(Residual), budget=0.3, seed=2)
+    return grown_from(seeded(Residual), budget=0.3, seed=2, settings=SamplingSettings(layer_start=-1.0))
 
 
 @cache
