@@ -11,10 +11,10 @@ from nasbench_grow.growing.method import GrowingMethod
 
 
 class Grow(GrowingMethod):
-    """Grows to the budget, then samples sub-networks and learns from their losses which widths and layers pay."""
+    """Grows to the budget, then moves it to the widths and layers that are worth most for their cost."""
 
     name = "grow"
-    summary = "grow filters and layers from a one-filter seed to the budget, where they lower the loss; no fine-tuning"
+    summary = "grow filters and layers from a one-filter seed to the budget, where they are worth most; no fine-tuning"
     family: ClassVar[Literal["control", "growing"]] = "growing"
     citation = "Yuan, Savarese, Maire, arXiv 2007.15353; departures: docs/method.md"
     Settings = sampling.SamplingSettings

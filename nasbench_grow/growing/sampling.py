@@ -185,8 +185,8 @@ class SampledMasks(Masks):
         self.logits = self.logits + step * slopes.clamp(-LARGEST_SLOPE, LARGEST_SLOPE)[self.places]
 
     def _costs(self) -> Tensor:
-        """What a present layer costs, or a filter of a group that is there: shape (groups + layers,), 0 for all else
-        and for what saves nothing by leaving."""
+        """What a present layer costs, or a filter of a group that is there: shape (groups + layers,), 0 for all else.
+        What makes the network dearer by leaving costs less than nothing."""
         space, costs = self.space, torch.zeros(len(self.logits))
         for number in torch.nonzero(self._there(self.present) * self.gated).flatten().tolist():
             other = self.present.clone()
@@ -200,7 +200,7 @@ class SampledMasks(Masks):
                 other[layer] = self.ungrown[layer]
             gone = int((self.present & ~other).sum())
             if gone:
-                costs[number] = max(0.0, self.cost - self.cost_of(other) / self.dense_cost) / gone
+                costs[number] = (self.cost - self.cost_of(other) / self.dense_cost) / gone
         return costs
 
     def _draw(self) -> Tensor:
