@@ -325,9 +325,10 @@ def test_one_step_of_learning_by_hand() -> None:
         present[group.start + filters : group.start + group.size] = False
     present[space.filters + 2] = False  # the third block, and the last group in it
     masks.present, before = present.clone(), masks.logits.clone()
-    steps = [torch.randn(len(space), generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
-    steps[1][space.filters + 1] = 1e6  # far more than a slope may be
+    draws = [torch.randn(len(space), generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    steps = [savings(space, present) * draw for draw in draws]
     for gradients in steps:
+        gradients[space.filters + 1] *= 1e-3  # far less than a slope may be
         masks.weigh(gradients)
     masks.resample(searching(0.5))
 
@@ -346,7 +347,8 @@ def test_one_step_of_learning_by_hand() -> None:
         slope = math.log(worth / (each * price))
         moved[number] = DEFAULT.travel / DEFAULT.periods * max(-LARGEST_SLOPE, min(LARGEST_SLOPE, slope))
     assert (masks.logits - before).tolist() == pytest.approx(moved, abs=1e-5)
-    assert moved[5] == pytest.approx(LARGEST_SLOPE * DEFAULT.travel / DEFAULT.periods) and min(moved) < 0
+    assert moved[5] == pytest.approx(-LARGEST_SLOPE * DEFAULT.travel / DEFAULT.periods)
+    assert len(set(moved)) == 5 and moved[5] == min(moved), "of the others none is at its limit"
 
 
 class Mixed(Residual):
