@@ -181,6 +181,14 @@ def test_silent_newborn_units_leave_the_function_as_it_was():
     assert bool((model.embedding.weight != 0).all())  # newborn channels of the embedding are silent, yet can learn
 
 
+def test_quiet_newborn_units_that_nothing_normalises_keep_their_initial_weights():
+    model = language_model()
+    space = discover(model, EXAMPLE)
+    before = copy.deepcopy(model.state_dict())
+    zero_init(space, model, random_structures(space, 1, share=0.4), space.full(), normalised_only=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     "settings",
     [ScalingSettings(growth=0.5), SamplingSettings(growth=0.3, search=0.2)],

@@ -85,7 +85,7 @@ class GatedNetwork(nn.Module):
             if weight.grad is None:  # frozen, or nothing that the loss depends on
                 products.append(along.new_full((size,), 0.0 if weight.requires_grad else torch.nan))
             else:
-                product = (weight * weight.grad).movedim(dim, 0).reshape(size, -1)
+                product = (weight * weight.grad.to_dense()).movedim(dim, 0).reshape(size, -1)
                 products.append(product.sum(1, dtype=along.dtype))
         return along.index_add(0, self._numbers, torch.cat(products))[:-1]
 
