@@ -19,7 +19,7 @@ from nasbench_grow.base.trees import device_of
 from nasbench_grow.cost.macs import count_macs
 from nasbench_grow.structure.discovery import find_space
 from nasbench_grow.structure.space import Space
-from nasbench_grow.structure.subnetwork import absorb, carry_optimizer, carry_state, extract, zero_init
+from nasbench_grow.structure.subnetwork import absorb, carry_optimizer, carry_state, extract, is_scale, zero_init
 
 Newborn = Literal["initial", "zero", "quiet"] | Callable[["ElasticModel", Tensor, Tensor], None]
 """How structures that join start: with the weights that the dense model has for them (initial ones, where they never
@@ -208,7 +208,7 @@ class ElasticModel:
                     elif weight.ndim > 1:
                         role = "creating"
                     else:
-                        role = "shift" if "bias" in name.rpartition(".")[2] else "scale"
+                        role = "scale" if is_scale(name, weight) else "shift"
                     kept = self.space.kept(self.structures, (name, dim))
                     numbers = owner if kept is None else owner[kept]
                     entries = torch.nonzero(numbers >= 0).flatten()

@@ -166,13 +166,10 @@ def zero_init(space: Space, dense: nn.Module, before: Tensor, after: Tensor, *, 
     filters = newborn(space, before, after)
     layers_born = filters[space.filters :].tolist()
     parameters = {name: parameter.detach() for name, parameter in dense.named_parameters()}
-    normalised = torch.zeros(len(space), dtype=torch.bool)
-    for (name, _), owner in space.owners.items():
-        if name in parameters and parameters[name].ndim == 1 and "bias" not in name.rpartition(".")[2]:
-            normalised[owner[owner >= 0]] = True
+    if normalised_only:
+        filters &= _normalised(space, parameters)
     for group in space.groups:
-        acts_at_once = normalised_only and not normalised[group.start]
-        if acts_at_once or (group.layer is not None and layers_born[group.layer]):
+        if group.layer is not None and layers_born[group.layer]:
             filters[group.structures] = False
     for name, dim in space.consumers:
         owner = space.owners[name, dim]
@@ -181,6 +178,20 @@ def zero_init(space: Space, dense: nn.Module, before: Tensor, after: Tensor, *, 
     for layer, born in zip(space.layers, layers_born, strict=True):
         for name in layer.terminal if born else ():
             parameters[name].zero_()
+
+
+def _normalised(space: Space, parameters: dict[str, Tensor]) -> Tensor:
+    """The filters whose output a normalisation scales, shape (structures,), bool."""
+    found = torch.zeros(len(space), dtype=torch.bool)
+    for (name, _), owner in space.owners.items():
+        if name in parameters and is_scale(name, parameters[name]):
+            found[owner[owner >= 0]] = True
+    return found
+
+
+def is_scale(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter holds the factors of a normalisation, one for each filter."""
+    return parameter.ndim == 1 and "bias" not in name.rpartition(".")[2]
 
 
 def carry_optimizer(
