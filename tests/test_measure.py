@@ -42,7 +42,8 @@ def test_output_channels_are_those_of_convolutions_and_linear_layers():
 
 
 def test_the_machine_and_the_versions_are_named():
-    assert set(measure.hardware()) == {"cpu", "cores", "processes", "threads", "memory_gib", "gpu", "platform"}
+    parts = {"cpu", "vectors", "cores", "processes", "threads", "memory_gib", "gpu", "platform"}
+    assert set(measure.hardware()) == parts
     assert measure.hardware()["memory_gib"] > 0
     assert measure.versions()["torch"] == torch.__version__
     assert measure.code_version()

@@ -146,7 +146,7 @@ def test_the_pareto_front_is_of_metric_inference_and_training_macs(tmp_path: Pat
     assert sorted(data.index[data["pareto"]]) == ["dense", "grow", "l1", "uniform"]
 
 
-@pytest.mark.parametrize("change", [{"threads": 2}, {"cpu": "Another CPU"}, None])
+@pytest.mark.parametrize("change", [{"threads": 2}, {"cpu": "Another CPU"}, {"vectors": "AVX2"}, None])
 def test_time_is_not_compared_between_machines(tmp_path: Path, change: dict[str, Any] | None) -> None:
     cells = [record("dense", 1.0), record("grow", 0.5, 0), record("grow", 0.5, 1), record("uniform", 0.5)]
     cells[1]["hardware"] = change and {**cells[1]["hardware"], **change}

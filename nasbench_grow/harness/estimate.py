@@ -142,7 +142,7 @@ def _own_macs(record: Record) -> int:
 
 def _machine(hardware: Mapping[str, Any]) -> tuple[Any, ...]:
     """What of a record's ``hardware`` tells one machine from another."""
-    return tuple(hardware.get(part) for part in ("cpu", "cores", "gpu"))
+    return tuple(hardware.get(part) for part in ("cpu", "vectors", "cores", "gpu"))
 
 
 def plan(cells: Sequence[Cell], store: Store, jobs: int = 1) -> str:

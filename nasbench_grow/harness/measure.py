@@ -39,11 +39,13 @@ ROUNDS_S = 0.6
 
 @cache
 def hardware() -> dict[str, Any]:
-    """The machine: processor, usable cores, processes that share a batch, threads that PyTorch uses in each, memory in
-    GiB, GPU, operating system."""
+    """The machine: processor, the vector instructions that PyTorch uses of it (machines of one name may differ in
+    them), usable cores, processes that share a batch, threads that PyTorch uses in each, memory in GiB, GPU, operating
+    system."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": _processor(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "processes": parallel.processes(),
         "threads": torch.get_num_threads(),

@@ -22,7 +22,10 @@ FAMILIES = ("control", "pruning", "growing", "search")
 
 _TIME = re.compile(r"latency_|(wall|cpu|search|total)_s$")
 """Columns of cells that other work on the machine disturbs."""
-_MACHINE = {"cpu": "", "cores": " cores", "threads": " threads", "memory_gib": " GiB", "gpu": "", "platform": ""}
+_MACHINE = {
+    **{"cpu": "", "vectors": "", "cores": " cores", "threads": " threads"},
+    **{"memory_gib": " GiB", "gpu": "", "platform": ""},
+}
 """What is said of the machine, with units."""
 
 Split = Literal["val", "test"]
