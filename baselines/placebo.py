@@ -16,5 +16,5 @@ class Placebo(Grow):
     summary = "grow, but what is learnt of one structure is applied to another: a control for learning"
     family = "control"
     citation = "a control of this suite"
-    version = 4  # follows version 8 of grow
+    version = 5  # follows version 9 of grow
     placebo = True

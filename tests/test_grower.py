@@ -22,7 +22,7 @@ from nasbench_grow.growing.relaxation import RelaxationSettings
 from nasbench_grow.growing.sampling import SamplingSettings
 from nasbench_grow.growing.scaling import ScalingSettings
 
-RELAXED, SCALED, SAMPLED = RelaxationSettings(periods=8), ScalingSettings(), SamplingSettings()
+RELAXED, SCALED, SAMPLED = RelaxationSettings(periods=8), ScalingSettings(), SamplingSettings(least_search=0)
 KINDS = {"relaxation": RELAXED, "scaling": SCALED, "sampling": SAMPLED}
 every = pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
 

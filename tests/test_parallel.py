@@ -160,8 +160,8 @@ def test_alone_nothing_is_changed() -> None:
 def words(folder: Path, **changes: Any) -> list[str]:
     """A run by two processes, started from this one: only they need to import everything."""
     options = {
-        **{"method": "grow", "task": "digits", "backbone": "cifar_resnet20", "budget": 0.5, "seed": 0, "epochs": 3},
-        **{"train_samples": 320, "setup": "cpu-ddp", "results": folder, **changes},
+        **{"method": "grow[least_search=0]", "task": "digits", "backbone": "cifar_resnet20", "budget": 0.5, "seed": 0},
+        **{"epochs": 3, "train_samples": 320, "setup": "cpu-ddp", "results": folder, **changes},
     }
     return ["run", *(word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value)))]
 

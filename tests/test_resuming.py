@@ -16,9 +16,14 @@ OF_ITS_OWN = {"darts_cells"}
 """Methods whose networks are too large for this, at their defaults; they are killed in tests of their own."""
 
 
+SETTINGS = {"total": 0.4, "least_search": 0}
+"""Of methods that have them: a few trials instead of dozens; and growing that learns in a run as short as this."""
+
+
 def cell_of(method):
-    searches = hasattr(registry.methods()[method].Settings, "total")  # then with a few trials, not with dozens
-    spelt = f"{method}[total=0.4]" if searches else method
+    settings = registry.methods()[method].Settings
+    changed = ",".join(f"{name}={value}" for name, value in SETTINGS.items() if hasattr(settings, name))
+    spelt = f"{method}[{changed}]" if changed else method
     return small_cell(method=spelt, budget=0.5, epochs=EPOCHS, backbone="tiny_residual")
 
 

@@ -27,7 +27,7 @@ from nasbench_grow.growing.growing import check_share_of_dense, check_spent
 from nasbench_grow.growing.loading import Step, arranged, checked, count_batches, first_length, leaves_one
 from nasbench_grow.growing.own import MakeOptimizer, OwnBatches, OwnRecipe, SampleMeter, check_training
 from nasbench_grow.growing.relaxation import RelaxationSettings
-from nasbench_grow.growing.sampling import SamplingSettings
+from nasbench_grow.growing.sampling import SampledMasks, SamplingSettings
 from nasbench_grow.structure.architecture import describe, save
 from nasbench_grow.structure.discovery import discover
 from nasbench_grow.structure.selection import check_granularity
@@ -111,8 +111,9 @@ def grow(
             network that is not what the model is without its absent channels.
 
     Warns:
-        UserWarning: no network of this space comes close to the budget, or the paper's masks missed it; the loader's
-            inputs are of another shape than the example.
+        UserWarning: the run is too short to learn which structures are worth most; no network of this space comes
+            close to the budget, or the paper's masks missed it; the loader's inputs are of another shape than the
+            example.
     """
     check_arguments(
         epochs=epochs,
@@ -175,6 +176,13 @@ def grow(
             meter=meter,
         )
         seed_model, growing = begin(job, settings)
+        if isinstance(growing.masks, SampledMasks) and not growing.masks.learns:
+            warnings.warn(
+                f"the search of a run of {job.total_steps} steps has fewer than least_search, "
+                f"{growing.masks.settings.least_search}, and learns nothing: all widths get the same share; train for "
+                "longer, or give settings with a larger search",
+                stacklevel=2,
+            )
         check_training(optimizer, seed_model.network, seed_model.dense)
         history, network = _follow(growing.run(job, seed_model), recipe, bar)
     network.eval().zero_grad()

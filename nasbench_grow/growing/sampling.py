@@ -40,6 +40,9 @@ class SamplingSettings(SolvedSettings):
     """Share of the run over which the network grows from the seed to its budget."""
     search: float = 0.1
     """Share of the run, after growth, over which structures are weighed; then the structure stays."""
+    least_search: int = 200
+    """Steps. In a shorter search nothing is learnt or sampled, and all widths get the same share: the gradients of a
+    network that has hardly trained do not say what they say later."""
     periods: int = 30
     """How often the network is sampled during the search, at most once a step; while it grows, at the same pace."""
     travel: float = 4.0
@@ -55,6 +58,8 @@ class SamplingSettings(SolvedSettings):
         """Refuses a setting outside its range with a UserError."""
         super().__post_init__()
         check_share(self, "growth", "search")
+        if self.least_search < 0:
+            raise UserError(f"least_search {self.least_search} is out of range: give 0 or more")
         check_positive(self, "travel", "beta_start", "beta_growth")
         if self.commit >= 1:
             raise UserError(
@@ -72,7 +77,10 @@ def begin(job: Job, settings: SamplingSettings, *, placebo: bool = False) -> tup
     """The seed of a dense backbone, and what grows it."""
     model = job.model()
     granularity, cost_of = settings.granularity or job.granularity, settings.cost_of(job, model)
-    masks = SampledMasks(model.space, settings, job.budget, granularity, job.seed, cost_of, placebo=placebo)
+    learns = round(settings.search * job.total_steps) >= settings.least_search
+    masks = SampledMasks(
+        model.space, settings, job.budget, granularity, job.seed, cost_of, placebo=placebo, learns=learns
+    )
     return model, Growing(model, masks, job.total_steps, round(settings.periods / settings.search), settings.newborn)
 
 
@@ -84,6 +92,7 @@ class SampledMasks(Masks):
         settings: the hyper-parameters.
         granularity: of the widths (:func:`nasbench_grow.structure.selection.allowed_width`).
         placebo: what one structure learns goes to another: as much changes, but nothing is known.
+        learns: whether structures are weighed and sampled; otherwise all are worth the same from start to end.
 
     Attributes:
         logits: s, shape (groups + layers,), in the order of the space.
@@ -103,9 +112,10 @@ class SampledMasks(Masks):
         cost_of: CostOf | None = None,
         *,
         placebo: bool = False,
+        learns: bool = True,
     ) -> None:
         super().__init__(space, settings.structures, budget, cost_of, seed)
-        self.settings, self.granularity = settings, granularity
+        self.settings, self.granularity, self.learns = settings, granularity, learns
         groups, layers = len(space.groups), len(space.layers)
         self.logits = torch.cat([torch.zeros(groups), self._layer_logits()])
         self.ages = torch.zeros(groups + layers)
@@ -140,7 +150,7 @@ class SampledMasks(Masks):
     @property
     def weighs(self) -> bool:
         """Whether the network has grown, and is still sampled."""
-        return self.aimed == self.budget and not self.committed
+        return self.learns and self.aimed == self.budget and not self.committed
 
     def weigh(self, gradients: Tensor) -> None:
         """Gathers the gradients along the gates of one step."""
@@ -206,6 +216,8 @@ class SampledMasks(Masks):
     def _draw(self) -> Tensor:
         """Logistic noise: s + noise / beta > 0 with the probability sigmoid(beta s). Shape (groups + layers,); zero for
         groups, of which the share of filters that is likeliest is present."""
+        if not self.learns:
+            return torch.zeros(len(self.logits))
         noise = torch.logit(torch.rand(len(self.logits), generator=self.generator), eps=1e-6)
         noise[: len(self.space.groups)] = 0.0
         return noise
