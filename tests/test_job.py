@@ -7,9 +7,12 @@ from cells import small_cell, use_methods
 from tiny_networks import EXAMPLE, Plain, seeded
 from torch import nn
 
+from nasbench_grow import select, uniform_keys
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.baselines.dense import Dense
 from nasbench_grow.contract import Callback, Job, Recipe
+from nasbench_grow.cost.macs import count_macs
+from nasbench_grow.structure.widths import output_channels
 
 BATCH = 4
 STEPS = 5
@@ -251,3 +254,24 @@ def test_a_group_without_a_filter_is_named():
     present[group.structures] = False
     with pytest.raises(UserError, match=f"^no filter of '{group.name}' is left; keep at least one"):
         model.resize(present)
+
+
+class Halving(Callback):
+    """Keeps half of every width from the third step of the second epoch on, and a quarter from the fourth."""
+
+    def before_step(self, model, step, steps):
+        share = {STEPS + 2: 0.5, STEPS + 3: 0.25}.get(step)
+        if share:
+            space = model.space
+            model.resize(select(space, uniform_keys(space), share * space.macs(space.full())))
+
+
+def test_a_stage_says_how_the_structure_changed_within_its_epoch():
+    job = job_of(epochs=3)
+    first, second, third = job.fit(job.model(), Halving())
+    assert first.restructurings == third.restructurings == []
+    assert [each.at for each in second.restructurings] == pytest.approx([2 / STEPS, 3 / STEPS])
+    half, quarter = second.restructurings
+    assert half.macs > quarter.macs == count_macs(second.network, EXAMPLE)
+    assert quarter.widths == output_channels(second.network)
+    assert half.widths["conv1"] > quarter.widths["conv1"] and half.widths["fc"] == quarter.widths["fc"] == 10

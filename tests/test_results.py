@@ -177,6 +177,38 @@ def test_widths_keep_the_order_of_layers_and_leave_out_removed_ones(tmp_path: Pa
     assert "layer2.0.conv1" not in set(grown_first["layer"])
 
 
+def test_structures_say_which_network_trained_when(tmp_path: Path) -> None:
+    """Restructured twice in the first epoch, once in the second; pruned between the second and the third."""
+    one = record("grow", 0.5, epochs=3)
+    write(tmp_path, [one])
+    changes = [[(0.25, 10), (0.5, 30)], [(0.5, 20)], []]
+    ends = [30, 20, 5]
+    epochs = [
+        {
+            "epoch": number + 1,
+            "macs": end,
+            "widths": {"conv": end, "fc": 10},
+            "restructurings": [{"at": at, "macs": macs, "widths": {"conv": macs, "fc": 10}} for at, macs in inside],
+        }
+        for number, (inside, end) in enumerate(zip(changes, ends, strict=True))
+    ]
+    (path,) = (tmp_path / "histories").glob("*.json")
+    path.write_text(json.dumps({"run_key": one["run_key"], "epochs": epochs}))
+    frame = results.structures(tmp_path)
+    convolution = frame[frame["layer"] == "conv"]
+    found = list(convolution[["begin", "end", "macs", "width"]].itertuples(index=False, name=None))
+    assert found == [(0.25, 0.5, 10, 10), (0.5, 1, 30, 30), (1, 1.5, 30, 30), (1.5, 2, 20, 20), (2, 3, 5, 5)]
+    assert set(frame["layer"]) == {"conv", "fc"} and set(frame["run_key"]) == {one["run_key"]}
+
+
+def test_of_old_histories_the_network_at_the_end_of_an_epoch_stands_for_all_of_it(tmp_path: Path) -> None:
+    one = record("grow", 0.5)
+    frame = results.structures(write(tmp_path, [one]))
+    widths = results.widths(tmp_path)
+    assert list(frame["end"]) == list(widths["epoch"]) and list(frame["begin"]) == list(widths["epoch"] - 1)
+    assert list(frame["width"]) == list(widths["width"])
+
+
 def test_damaged_histories_are_skipped_and_named(tmp_path: Path) -> None:
     write(tmp_path, [record()])
     (tmp_path / "histories" / "broken.json").write_text('{"run_key": "broken", "epochs": [{"loss": 1.0}]}')

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, count, islice
 from typing import Any
@@ -23,12 +22,14 @@ from nasbench_grow.contract.journal import Journal, Memory, Step, Storage
 from nasbench_grow.contract.runtime import Runtime
 from nasbench_grow.contract.schedule import Schedule
 from nasbench_grow.contract.source import Source
+from nasbench_grow.contract.stage import Restructuring, Stage
 from nasbench_grow.contract.task import Batch, Recipe, Split, TrainSplit
 from nasbench_grow.cost.macs import count_macs
 from nasbench_grow.cost.meter import TrainingMeter
 from nasbench_grow.structure.checking import check_returned
 from nasbench_grow.structure.elastic import ElasticModel
 from nasbench_grow.structure.space import Space
+from nasbench_grow.structure.widths import output_channels
 
 SEARCH_SHARE = 0.1
 """Share of the training samples that a search is judged on, and does not train on."""
@@ -39,22 +40,6 @@ Price = Callable[[Space, nn.Module], Callable[[Tensor], float]]
 
 class DivergedError(Exception):
     """The training loss is no longer a finite number."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Where a run stands after an epoch: what a method yields."""
-
-    network: nn.Module
-    """The network as it stands, to be judged: an ordinary module."""
-    loss: float
-    """Mean training loss of the epoch."""
-    learning_rate: float
-    """Of the epoch's last step."""
-    log: dict[str, float]
-    """Figures of the method's own."""
-    purpose: str
-    """``training``, or ``search`` where the network trains only to be judged."""
 
 
 class Job:
@@ -356,7 +341,7 @@ class Job:
                     self.sampled = callback.evaluated(model)
             while clock.end < schedule.last and not step.done:
                 end = schedule.end_of_epoch()
-                loss = self._epoch(model, callback, schedule, end, train)
+                loss, restructurings = self._epoch(model, callback, schedule, end, train)
                 if not math.isfinite(loss):
                     epoch = math.ceil(end / schedule.per_epoch)
                     raise DivergedError(f"the training loss became {loss} in epoch {epoch}")
@@ -364,23 +349,31 @@ class Job:
                 network = callback.evaluated(model)
                 if purpose == "training":
                     self.sampled = network
-                yield Stage(network, loss, schedule.learning_rate(end - 1), callback.log(model), purpose)
+                rate, log = schedule.learning_rate(end - 1), callback.log(model)
+                yield Stage(network, loss, rate, log, purpose, restructurings)
                 done = end == schedule.last
                 if done and clock is not self.clock:
                     model.epochs = schedule.seen + math.ceil(end / schedule.per_epoch)
                 self._keep(step, model, callback, clock, done=done)
 
-    def _epoch(self, model: ElasticModel, callback: Callback, schedule: Schedule, end: int, train: TrainSplit) -> float:
-        """Trains up to step ``end``, which is within one epoch; returns the mean loss over its batches."""
+    def _epoch(
+        self, model: ElasticModel, callback: Callback, schedule: Schedule, end: int, train: TrainSplit
+    ) -> tuple[float, list[Restructuring]]:
+        """Trains up to step ``end``, which is within one epoch; returns the mean loss over its batches, and how the
+        structure changed meanwhile."""
         clock, size = schedule.clock, self.recipe.batch_size
         number, skipped = divmod(clock.end, schedule.per_epoch)
         steps = end - clock.end
         drawn = islice(train.epoch(schedule.seen + number + 1, size, self.seed), skipped, skipped + steps)
         batches = self.runtime.batches(drawn, clock, model, steps, steps * min(size, len(train)))
         model.network.train()
-        losses = []
+        losses, restructurings = [], []
         while clock.end < end:
+            before = model.network
             callback.before_step(model, clock.end, schedule.total)
+            if model.network is not before:
+                at = clock.end / schedule.per_epoch - number
+                restructurings.append(Restructuring(at, model.macs, output_channels(model.network)))
             batch = next(batches, None)
             if batch is None:
                 raise UserError(
@@ -389,7 +382,7 @@ class Job:
                     "they say they have"
                 )
             losses.append(self._step(model, callback, *batch, clock.scale * schedule.learning_rate(clock.start)))
-        return self.runtime.mean(float(torch.stack(losses).mean()))
+        return self.runtime.mean(float(torch.stack(losses).mean())), restructurings
 
     def _step(self, model: ElasticModel, callback: Callback, inputs: Any, targets: Any, rate: float) -> Tensor:
         """One optimizer step; returns the loss, which stays on the device: reading it would stall a GPU."""

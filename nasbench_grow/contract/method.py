@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from nasbench_grow.contract import settings as spelling
-from nasbench_grow.contract.job import Job, Stage
+from nasbench_grow.contract.job import Job
 from nasbench_grow.contract.settings import NoSettings
+from nasbench_grow.contract.stage import Stage
 from nasbench_grow.contract.task import Task
 
 Run = Generator[Stage, None, nn.Module]

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.contract.callback import Callback
-from nasbench_grow.contract.job import Job, Stage
+from nasbench_grow.contract.job import Job
 from nasbench_grow.contract.method import Method, Run
 from nasbench_grow.contract.settings import check_choices, check_positive, check_share
+from nasbench_grow.contract.stage import Stage
 from nasbench_grow.structure.elastic import ElasticModel
 from nasbench_grow.structure.selection import select
 

@@ -307,6 +307,7 @@ class Run:
             "wall_s": self.meter.wall_s,
             "widths": output_channels(stage.network),
             "log": stage.log,
+            "restructurings": [asdict(each) for each in stage.restructurings],
         }
 
     def _meets_budget(self, macs: int) -> bool | None:

@@ -135,5 +135,5 @@ def _draw(block: Block, every_look: Looks, histories: pd.DataFrame, folder: Path
     """Every figure of a block that its cells and their histories allow."""
     return [
         *figures.draw(block, every_look, reference),
-        *training_figures.draw(block, every_look, histories, partial(frames.widths, folder)),
+        *training_figures.draw(block, every_look, histories, partial(frames.structures, folder)),
     ]

@@ -1,4 +1,5 @@
-"""Finished cells as pandas frames: ``load`` (a row a cell), ``histories`` (a row an epoch), ``widths`` (a row a layer).
+"""Finished cells as pandas frames: ``load`` (a row a cell), ``histories`` (a row an epoch), ``widths`` (a row a layer),
+``structures`` (a row a layer of each network that trained).
 
 Everything is read from the JSON files of a results folder; nothing is written there. ``docs/results.md`` explains
 every column with its unit.
@@ -32,6 +33,7 @@ Read = Callable[[Any, str], dict[str, Any]]
 
 _EPOCH_COLUMNS = ("run_key", "epoch", "loss", "learning_rate", "val_metric", "macs", "train_macs", "wall_s")
 _WIDTH_COLUMNS = ("run_key", "epoch", "layer", "width")
+_STRUCTURE_COLUMNS = ("run_key", "begin", "end", "macs", "layer", "width")
 
 
 def load(folder: str | Path = "results") -> pd.DataFrame:
@@ -91,6 +93,30 @@ def widths(folder: str | Path = "results", run_keys: Collection[str] | None = No
         for layer, width in (epoch.get("widths") or {}).items()
     ]
     return pd.DataFrame(rows, columns=list(_WIDTH_COLUMNS))
+
+
+def structures(folder: str | Path = "results", run_keys: Collection[str] | None = None) -> pd.DataFrame:
+    """Which networks trained, and from when to when: a row for each layer of each of them, in every run (of
+    ``run_keys``, or of all).
+
+    ``begin`` and ``end`` count epochs, 0 at the start of the run; ``macs`` is the cost of the network. Older histories
+    know the network at the end of each epoch alone, which then stands for the whole of it.
+
+    Raises:
+        UserError: the folder does not exist.
+    """
+    rows = []
+    last: dict[str, dict[str, Any]] = {}
+    for run_key, epoch in _epochs(folder, run_keys):
+        whole = {"at": 0.0, "macs": epoch.get("macs"), "widths": epoch.get("widths") or {}}
+        changes = epoch.get("restructurings") or [whole]
+        if changes[0]["at"] > 0 and run_key in last:  # until the first change what trained before goes on
+            changes = [last[run_key], *changes]
+        last[run_key] = whole
+        begins = [epoch["epoch"] - 1 + change["at"] for change in changes]
+        for change, begin, end in zip(changes, begins, [*begins[1:], epoch["epoch"]], strict=True):
+            rows += [(run_key, begin, end, change["macs"], *layer) for layer in change["widths"].items()]
+    return pd.DataFrame(rows, columns=list(_STRUCTURE_COLUMNS))
 
 
 def _read_all(folder: str | Path, kind: str, read: Read, run_keys: Collection[str] | None = None) -> Iterator[Any]:

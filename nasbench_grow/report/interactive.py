@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from typing import Any
 
@@ -14,7 +14,7 @@ from nasbench_grow.report.block import Block, by_epoch
 from nasbench_grow.report.figures import Looks
 from nasbench_grow.report.style import Look
 from nasbench_grow.report.tables import Part, Table
-from nasbench_grow.report.training_figures import Widths, full_widths
+from nasbench_grow.report.training_figures import full_widths
 from nasbench_grow.report.wording import floats
 
 COSTS = {
@@ -24,6 +24,9 @@ COSTS = {
     "params": "parameters",
 }
 """What the metric can be drawn against, by column of the comparison."""
+
+Widths = Callable[[list[str]], pd.DataFrame]
+"""Gives the widths of every layer and epoch of some runs, as :func:`nasbench_grow.report.frames.widths`."""
 
 _SYMBOLS = {
     **{"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross"},

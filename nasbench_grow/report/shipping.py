@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib
-import pandas as pd
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.harness import registry
@@ -120,11 +120,9 @@ def _write_picture(store: Store, record: Record, full: dict[str, int], path: Pat
     cells = frames.load(store.root)
     (block,) = blocks_of(cells[cells["run_key"] == record["run_key"]])
 
-    def widths(keys: list[str]) -> pd.DataFrame:
-        return frames.widths(store.root, keys)
-
+    structures = partial(frames.structures, store.root)
     with matplotlib.rc_context(RC):
-        drawing = growth(block, record["method"], frames.histories(store.root, [record["run_key"]]), widths, full)
+        drawing = growth(block, record["method"], frames.histories(store.root, [record["run_key"]]), structures, full)
         if drawing is None:
             return False
         write_file(path, rendered(drawing.figure)["png"])
