@@ -8,7 +8,8 @@ reason. Where something but the output is, the operations of a forward pass are 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -25,6 +26,8 @@ from nasbench_grow.structure.space import Space
 from nasbench_grow.structure.subnetwork import detach_kept
 from nasbench_grow.structure.tied import has_tied_weights
 from nasbench_grow.structure.trial import MOST_ROUNDS, UNSETTLED, Trial, everything
+
+_Found = TypeVar("_Found")
 
 
 def discover(model: nn.Module, example: Any) -> Space:
@@ -61,32 +64,37 @@ def find_space(model: nn.Module, example: Any) -> Space:
         )
     detach_kept(model)
     trial = Trial(model, example)
-    graph: Space | UserError
-    try:
-        if has_tied_weights(model):
-            raise UserError("two of its modules have one weight")
-        graph = _by_graph(trial)
-    except DEVICE_ERRORS:
-        raise
-    except UserError as error:
-        graph = error
-    except Exception as error:  # a kind of layer that the graph does not know
-        reason = one_line(error)
-        graph = UserError(f"cannot find what is coupled in {type(model).__name__}: {reason}; give a simpler model")
-    else:
-        if _is_whole(graph, model):
-            return graph
+    graph = _attempted(lambda: _Graph(trial), model)
+    if isinstance(graph, _Graph) and graph.passed is not None and _is_whole(graph.passed, model):
+        return graph.passed
+    flow: Space | None = None
     try:
         flow = followed(trial)
     except DEVICE_ERRORS:
         raise
-    except Exception:
-        if isinstance(graph, UserError):
-            raise graph from None
-        return graph
-    if isinstance(graph, Space) and _rank(graph) <= _rank(flow):
-        return graph
-    return flow
+    except Exception:  # the graph's error, if there is one, says more
+        flow = None
+    if flow is not None and (isinstance(graph, UserError) or _is_whole(flow, model)):
+        return flow
+    found = _attempted(graph.space, model) if isinstance(graph, _Graph) else graph
+    if isinstance(found, UserError):
+        if flow is None:
+            raise found
+        return flow
+    return found if flow is None or _rank(found) <= _rank(flow) else flow
+
+
+def _attempted(find: Callable[[], _Found], model: nn.Module) -> _Found | UserError:
+    """What ``find`` gives, or why it does not."""
+    try:
+        return find()
+    except DEVICE_ERRORS:
+        raise
+    except UserError as error:
+        return error
+    except Exception as error:  # a kind of layer that the graph does not know
+        reason = one_line(error)
+        return UserError(f"cannot find what is coupled in {type(model).__name__}: {reason}; give a simpler model")
 
 
 def _is_whole(space: Space, model: nn.Module) -> bool:
@@ -102,18 +110,32 @@ def _rank(space: Space) -> tuple[int, int]:
     return space.macs(space.seed()), -space.filters
 
 
-def _by_graph(trial: Trial) -> Space:
-    """The space that the dependency graph gives, without what the network does not survive."""
-    module, inputs = trial.probe.module, trial.probe.inputs
-    couplings = Couplings(module)
-    for _ in trial.probe.views():
-        couplings.trace(inputs)
-    rates = weight_rates(module, inputs) | attention_rates(module, inputs)
-    rejected: dict[str, str] = {}
-    for _ in range(MOST_ROUNDS):
-        space = couplings.space(trial, rates, rejected)
-        found = trial.judge(space)
-        if isinstance(found, Space):
-            return found
-        rejected |= {name.partition("#")[0]: reason for name, reason in found.items()}
-    return couplings.space(trial, rates, everything(space, UNSETTLED) | rejected)
+class _Graph:
+    """What the dependency graph says of a model.
+
+    Attributes:
+        passed: the space that it gives, None where anything is wrong with it.
+    """
+
+    def __init__(self, trial: Trial) -> None:
+        if has_tied_weights(trial.model):
+            raise UserError("two of its modules have one weight")
+        module, inputs = trial.probe.module, trial.probe.inputs
+        self.trial, self.couplings = trial, Couplings(module)
+        for _ in trial.probe.views():
+            self.couplings.trace(inputs)
+        self.rates = weight_rates(module, inputs) | attention_rates(module, inputs)
+        self.passed = trial.passed(self.couplings.space(trial, self.rates, {}))
+
+    def space(self) -> Space:
+        """The space without what the network does not survive."""
+        if self.passed is not None:
+            return self.passed
+        rejected: dict[str, str] = {}
+        for _ in range(MOST_ROUNDS):
+            space = self.couplings.space(self.trial, self.rates, rejected)
+            found = self.trial.judge(space)
+            if isinstance(found, Space):
+                return found
+            rejected |= {name.partition("#")[0]: reason for name, reason in found.items()}
+        return self.couplings.space(self.trial, self.rates, everything(space, UNSETTLED) | rejected)

@@ -7,7 +7,7 @@ coupling that it has not seen hold, and by the tests.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,15 +18,11 @@ from torch.func import functional_call
 from nasbench_grow.base.calling import arguments, call
 from nasbench_grow.base.devices import DEVICE_ERRORS
 from nasbench_grow.base.trees import tensors
-from nasbench_grow.structure.space import ChannelGroup, Space
+from nasbench_grow.structure.space import Space
 from nasbench_grow.structure.subnetwork import extract
 
 TOLERANCE = 1e-8
 """Largest accepted difference from the definition, as a share of the largest output, in double precision."""
-DRAWS = 3
-"""Structures of widths drawn at random."""
-LENGTHS = 6
-"""To how many common lengths groups are set in turn, at most."""
 OUTPUT = "its channels are the model's output"
 """Why what a model gives stays whole."""
 
@@ -138,126 +134,13 @@ def _over(kept: Tensor, module: nn.Module, arguments: tuple[Tensor], output: Ten
     return torch.zeros_like(output).index_copy(channel, kept, seen)
 
 
-def unfaithful(space: Space, model: nn.Module, example: Any, tolerance: float = TOLERANCE) -> dict[str, str]:
-    """The channel groups and layers whose removal changes more than it should, each with what went wrong.
-
-    Compares extraction with the definition for several structures; only where that fails, for groups and layers one by
-    one, and where none of them fails alone, for what is left of the failing structure when all that need not be absent
-    is back.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def failure(present: Tensor) -> str | None:
-        shallow = not bool(present[space.filters :].all())
-        return _failure(space, model, example, present, tolerance, backward=shallow)
-
-    failing = next((present for present in _structures(space, generator) if failure(present) is not None), None)
-    if failing is None:
-        return {}
-    alone = [(group.name, _halved(space, [group], generator)) for group in space.groups]
-    alone += [(layer.name, _without(space, [index])) for index, layer in enumerate(space.layers)]
-    reasons = {name: reason for name, present in alone if (reason := failure(present)) is not None}
-    return reasons or _blamed(space, failing, failure)
-
-
-def _structures(space: Space, generator: torch.Generator) -> Iterator[Tensor]:
-    """Structures by which a wrong coupling shows: random halves, with all layers and without the plain ones; widths
-    that differ from each other, with a part of the layers; one filter in each group and no layer; any widths; groups as
-    wide as each other, or as what is always there, where shapes agree by accident."""
-    halved = _halved(space, space.groups, generator)
-    yield halved
-    plain = [index for index, layer in enumerate(space.layers) if layer.bypass]
-    if plain:
-        yield halved & _without(space, plain)
-    taken: set[int] = set()
-    widths = []
-    for group in space.groups:
-        free = [width for width in range(1, group.size + 1) if width not in taken] or [group.size]
-        widths.append(free[int(torch.randint(len(free), (), generator=generator))])
-        taken.add(widths[-1])
-    absent = [index for index in range(len(space.layers)) if torch.rand((), generator=generator) < 0.5]
-    yield _thinned(space, widths, generator) & _without(space, absent)
-    yield _thinned(space, [1] * len(space.groups), generator) & _without(space, range(len(space.layers)))
-    for _ in range(DRAWS):
-        widths = [int(torch.randint(1, group.size + 1, (), generator=generator)) for group in space.groups]
-        yield _thinned(space, widths, generator)
-    each = _entries(space)
-    for length in _common_lengths(space, each):
-        yield _thinned(space, [max(1, length // entries) for entries in each], generator)
-
-
-def _entries(space: Space) -> list[int]:
-    """How many entries a filter of each group has on an axis, where it has fewest."""
-    fewest = [len(space) for _ in space.groups]
-    first = {group.start: index for index, group in enumerate(space.groups)}
-    for owner in space.owners.values():
-        for number, count in zip(*torch.unique(owner, return_counts=True), strict=True):
-            if (index := first.get(int(number))) is not None:
-                fewest[index] = min(fewest[index], int(count))
-    return fewest
-
-
-def _common_lengths(space: Space, entries: list[int]) -> list[int]:
-    """Lengths that several axes can have at once: one of no meaning, and those of some axes that never shrink."""
-    longest = max((each * group.size for each, group in zip(entries, space.groups, strict=True)), default=0)
-    fixed = {
-        length
-        for name, shape in space.shapes.items()
-        if len(shape) > 1
-        for dim, length in enumerate(shape[:2])
-        if (name, dim) not in space.owners
-    }
-    shared = 2 * max(entries, default=0)
-    return sorted(length for length in {shared, *fixed} if 1 < length < longest)[:LENGTHS]
-
-
-def _thinned(space: Space, widths: list[int], generator: torch.Generator) -> Tensor:
-    """Everything present, but of each group as many filters as ``widths`` says, drawn at random."""
-    present = space.full()
-    for group, width in zip(space.groups, widths, strict=True):
-        present[group.start + torch.randperm(group.size, generator=generator)[width:]] = False
-    return present
-
-
-def _without(space: Space, layers: Iterable[int]) -> Tensor:
-    """Everything present but some layers."""
-    present = space.full()
-    present[[space.filters + index for index in layers]] = False
-    return present
-
-
-def _blamed(space: Space, failing: Tensor, failure: Callable[[Tensor], str | None]) -> dict[str, str]:
-    """Of the groups and layers that fail together, and not when one of them is whole again, a layer or the largest
-    group: that the widths of two agree is ruled out by keeping the larger one whole."""
-    guilty: list[ChannelGroup] = []
-    for group in sorted(space.groups, key=lambda group: group.size):
-        whole = failing.clone()
-        whole[group.structures] = True
-        if failure(whole) is None:
-            guilty.append(group)
-        else:
-            failing = whole
-    for index, layer in enumerate(space.layers):
-        whole = failing.clone()
-        whole[space.filters + index] = True
-        if failure(whole) is None:
-            return {layer.name: "what follows it needs it where other layers are absent"}
-        failing = whole
-    reason = "its filters leave only together with other groups'"
-    return {guilty[-1].name: reason} if guilty else {group.name: reason for group in space.groups}
-
-
-def _halved(space: Space, groups: list[ChannelGroup], generator: torch.Generator) -> Tensor:
-    """Everything present, but of the given groups about half of the filters (an odd number)."""
-    present = space.full()
-    for group in groups:
-        leave = torch.randperm(group.size, generator=generator)[: group.size - (group.size // 4 * 2 + 1)]
-        present[group.start + leave] = False
-    return present
-
-
-def _failure(
-    space: Space, model: nn.Module, example: Any, present: Tensor, tolerance: float, backward: bool = False
+def failure(
+    space: Space,
+    model: nn.Module,
+    example: Any,
+    present: Tensor,
+    tolerance: float = TOLERANCE,
+    backward: bool = False,
 ) -> str | None:
     """Why the sub-network of ``present`` does not compute what the masked network does; None if it does.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 from torch import nn
 
 from nasbench_grow.cost.macs import count_macs
 from nasbench_grow.structure.conditions import probe_of
-from nasbench_grow.structure.exactness import unfaithful
+from nasbench_grow.structure.faults import Faults
 from nasbench_grow.structure.layers import removable_layers
 from nasbench_grow.structure.pricing import priced
 from nasbench_grow.structure.space import Space
@@ -33,14 +34,24 @@ class Trial:
         self.dense_macs = count_macs(model, example)
         self.probe = probe_of(model, example)
         self.blocks, self.plain = removable_layers(self.probe.module, self.probe.inputs)
+        self._faults: dict[int, Faults] = defaultdict(
+            lambda: Faults(self.probe.module, self.probe.inputs, self.probe.tolerance)
+        )  # of each view
 
     def judge(self, space: Space) -> Space | dict[str, str]:
         """The space with all that it costs; or the groups and layers that the network does not survive without, or
         whose MACs are not understood, each with the reason."""
         reasons: dict[str, str] = {}
-        for _ in self.probe.views():
-            reasons |= unfaithful(space, self.probe.module, self.probe.inputs, self.probe.tolerance)
+        for number, _ in enumerate(self.probe.views()):
+            reasons |= self._faults[number].of(space)
         return reasons or priced(space, self.model, self.example)
+
+    def passed(self, space: Space) -> Space | None:
+        """The space with all that it costs, None where anything is wrong with it: :meth:`judge` without asking what."""
+        if any(self._faults[number].any(space) is not None for number, _ in enumerate(self.probe.views())):
+            return None
+        found = priced(space, self.model, self.example)
+        return found if isinstance(found, Space) else None
 
 
 def everything(space: Space, reason: str) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""What works of timm: one model of every family discovered, cut, compared and trained. See ``docs/models.md``."""
+"""What works of well-known models: each discovered, cut, compared and trained. See ``docs/models.md``."""

@@ -1,79 +1,45 @@
-"""Which model stands for each family of timm: its smallest.
+"""Which models the table has: ``SOURCE:MODEL`` names that a reader knows, such as ``timm:resnet18``.
 
-A family is a module of ``timm.models`` that registers models. Building the hundreds of names of all families without
-weights still takes minutes, so the choice is kept in a file, for one version of timm.
+Of timm the smallest model of every family, and well-known ones; models of torchvision; layouts written by hand.
 """
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import warnings
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
+from torch import nn
 
-from nasbench_grow.base.errors import UserError
-from nasbench_grow.dev.bench.record import bar, write_json
+from nasbench_grow.dev.model_table import handwritten, timm_models, torchvision_models
 
-CLASSES = 10
-
-
-def families() -> list[str]:
-    """The modules of ``timm.models`` that register models, sorted."""
-    return sorted(name for name in timm.list_modules() if hasattr(timm.models, name))
+Entry = dict[str, Any]
+"""A model's ``family`` (a module of timm, or what it is for) and, of the smallest of a family, ``of`` how many."""
+_SOURCES = {"timm": timm_models, "torchvision": torchvision_models, "handwritten": handwritten}
 
 
-def entries(names: Iterable[str], path: Path, processes: int) -> dict[str, dict[str, Any]]:
-    """The smallest model of each family, ``{"model": name, "of": how many were compared}``.
+def entries(path: Path, processes: int) -> dict[str, Entry]:
+    """All models of the table by their names.
 
     Args:
-        names: the families.
-        path: the file of earlier choices, which is used where it is of this timm, and brought up to date.
-        processes: how many families are searched at once.
+        path: the file that says which models of timm are the smallest (:func:`timm_models.chosen`).
+        processes: how many families are searched at once where it does not.
     """
-    names = list(names)
-    known = _read(path)
-    missing = [name for name in names if name not in known]
-    context = multiprocessing.get_context("spawn")  # a forked child may inherit a locked thread pool of PyTorch
-    with ProcessPoolExecutor(processes, context) as pool, bar("smallest of each family", len(missing)) as progress:
-        pending = {pool.submit(smallest, name): name for name in missing}
-        for done in as_completed(pending):
-            known[pending[done]] = done.result()
-            write_json(path, {"timm": timm.__version__, "entries": dict(sorted(known.items()))})
-            progress.update()
-    return {name: known[name] for name in names}
+    smallest = timm_models.chosen(timm_models.families(), path, processes)
+    found: dict[str, Entry] = {
+        f"timm:{choice['model']}": {"family": family, "of": choice["of"]} for family, choice in smallest.items()
+    }
+    for name in timm_models.WELL_KNOWN:
+        found.setdefault(f"timm:{name}", {"family": timm_models.family(name)})
+    for source, module in (("torchvision", torchvision_models), ("handwritten", handwritten)):
+        found |= {f"{source}:{name}": {"family": family} for name, family in module.FAMILIES.items()}
+    return found
 
 
-def smallest(family: str) -> dict[str, Any]:
-    """The model of a family with the fewest parameters (the first by name of several), without timm's ``test_`` models.
+def build(name: str) -> tuple[nn.Module, Any]:
+    """A model of the table with random weights, in evaluation mode, and one input for it.
 
     Raises:
-        UserError: no model of the family can be built without weights.
+        UserError: it runs on none.
     """
-    sizes = {}
-    for name in timm.list_models(module=family):
-        if not name.startswith("test_"):
-            try:
-                with torch.device("meta"), warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    model = timm.create_model(name, num_classes=CLASSES)
-            except Exception:  # whatever one model does, the others of its family still stand for it
-                continue
-            sizes[name] = sum(parameter.numel() for parameter in model.parameters())
-    if not sizes:
-        raise UserError(f"no model of timm's family {family!r} can be built on the meta device; leave the family out")
-    return {"model": min(sizes, key=lambda name: (sizes[name], name)), "of": len(sizes)}
-
-
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-    """The choices of an earlier run, if they were made among the models of this timm."""
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return dict(kept["entries"]) if kept["timm"] == timm.__version__ else {}
+    source, _, model = name.partition(":")
+    return _SOURCES[source].build(model)

@@ -1,67 +1,61 @@
-"""Examines one timm model: discovery, three random sub-networks held against the definition, three steps of training.
+"""Examines one model: discovery, four sub-networks held against the definition, three steps of training.
 
 The comparison shares nothing with the one inside discovery but :func:`~nasbench_grow.structure.exactness.masked`: other
-weights, other images, running instead of batch statistics, filters of all groups and layers absent at once, other
+weights, other inputs, running instead of batch statistics, filters of all groups and layers absent at once, other
 shares.
-
-``python -m nasbench_grow.dev.model_table.examine MODEL`` prints what it finds as lines of JSON, one a stage, so that
-what was found before a crash or a time limit is not lost.
 """
 
 from __future__ import annotations
 
 import copy
-import json
+import math
 import resource
-import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nasbench_grow.base.errors import UserError
+from nasbench_grow.base.calling import call
+from nasbench_grow.base.errors import UserError, one_line
+from nasbench_grow.base.trees import map_tensors, tensors
 from nasbench_grow.cost.macs import count_macs
-from nasbench_grow.dev.model_table.entries import CLASSES
+from nasbench_grow.dev.model_table.entries import build
 from nasbench_grow.dev.model_table.kinds import kind
 from nasbench_grow.structure.discovery import discover
 from nasbench_grow.structure.exactness import masked
 from nasbench_grow.structure.space import Space
 from nasbench_grow.structure.subnetwork import extract
 
-SIZES = (64, 96, 128)
-"""Pixels that are tried before the model's own input size."""
-SHARES = (0.2, 0.5, 0.8)
-"""About how much of everything each random sub-network has."""
+SHARES = (0.0, 0.2, 0.5, 0.8)
+"""About how much of everything each sub-network has: the first one is the smallest that there is."""
 STEPS, BATCH, RATE = 3, 4, 0.01
 
 Found = dict[str, Any]
 
 
 def stages(name: str) -> Iterator[Found]:
-    """What is found about a timm model, stage by stage: the model, its space, each sub-network.
+    """What is found about a model of the table, stage by stage: the model, its space, the sub-networks.
 
     Raises:
-        UserError: the model runs at none of the sizes, or cannot be discovered.
+        UserError: the model does not run, or cannot be discovered.
     """
     torch.manual_seed(0)
-    model, example = fitted(name)
+    model, example = build(name)
     yield {
-        "size": example.shape[-1],
+        "input": [list(tensor.shape[1:]) for tensor in tensors(example)],
         "kind": kind(model, example),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
-    start = time.perf_counter()
+    start = time.process_time()
     space = discover(model, example)
     dense = space.macs(space.full())
     yield {
-        "discovery_s": round(time.perf_counter() - start, 2),
+        "discovery_s": round(time.process_time() - start, 2),
         "macs": dense,
-        "removable": 1 - space.macs(space.seed()) / dense,
+        "left": space.macs(space.seed()) / dense,
         "groups": len(space.groups),
         "filters": space.filters,
         "layers": len(space.layers),
@@ -70,30 +64,7 @@ def stages(name: str) -> Iterator[Found]:
     yield {"networks": [_network(space, model, example, index) for index in range(len(SHARES))]}
 
 
-def fitted(name: str) -> tuple[nn.Module, Tensor]:
-    """The model in evaluation mode, and a random image of the smallest size that it accepts, shape (1, 3, S, S).
-
-    Raises:
-        UserError: it accepts none.
-    """
-    own = max((timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).input_size)
-    for size in (*SIZES, own):
-        builds: tuple[Found, Found] = ({}, {"img_size": size})  # some take any image, some what they are built for
-        for options in builds:
-            try:
-                model = timm.create_model(name, num_classes=CLASSES, **options).eval()
-                example = torch.randn(1, 3, size, size)
-                with torch.no_grad():
-                    if model(example).shape == (1, CLASSES):
-                        return model, example
-            except Exception as error:
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-            else:
-                reason = "its output is not one row of logits"
-    raise UserError(f"{name} gives no logits for images of {', '.join(map(str, SIZES))} or {own} pixels: {reason}")
-
-
-def _network(space: Space, model: nn.Module, example: Tensor, index: int) -> Found:
+def _network(space: Space, model: nn.Module, example: Any, index: int) -> Found:
     """One random sub-network: how far its output is off, its cost, and how it trains."""
     generator = torch.Generator().manual_seed(100 + index)
     present = structure(space, SHARES[index], generator)
@@ -116,22 +87,36 @@ def structure(space: Space, share: float, generator: torch.Generator) -> Tensor:
 
 
 def deviation(
-    space: Space, model: nn.Module, example: Tensor, present: Tensor, generator: torch.Generator
+    space: Space, model: nn.Module, example: Any, present: Tensor, generator: torch.Generator
 ) -> float | None:
-    """Largest difference between the sub-network's output and the definition, relative to the largest output.
+    """Largest difference between the sub-network's outputs and the definition, relative to the largest output.
 
-    In double precision, on a batch of random images; None where it is no number.
+    In double precision, on a batch of random inputs; None where it is no number.
     """
     model = copy.deepcopy(model).double()
-    images = torch.randn(BATCH, *example.shape[1:], generator=generator, dtype=torch.double)
-    _stir(model, images, generator)
+    inputs = _batch(example, torch.double, generator)
+    _stir(model, inputs, generator)
     with torch.no_grad():
-        small, wanted = extract(space, model, present)(images), masked(space, model, present, images)
-    error = float((small - wanted).abs().max() / wanted.abs().max())
-    return error if error < float("inf") else None
+        small, wanted = call(extract(space, model, present), inputs), masked(space, model, present, inputs)
+    pairs = list(zip(tensors(small), tensors(wanted), strict=True))
+    difference = float(torch.stack([(one - other).abs().max() for one, other in pairs]).max())
+    error = difference / max(float(other.abs().max()) for _, other in pairs) if difference else 0.0
+    return error if math.isfinite(error) else None
 
 
-def _stir(model: nn.Module, images: Tensor, generator: torch.Generator) -> None:
+def _batch(example: Any, precision: torch.dtype, generator: torch.Generator | None = None) -> Any:
+    """Random inputs like the example, :data:`BATCH` at once."""
+
+    def make(tensor: Tensor) -> Tensor:
+        shape = (BATCH, *tensor.shape[1:])
+        if tensor.is_floating_point():
+            return torch.randn(shape, generator=generator, dtype=precision)
+        return torch.randint(int(tensor.max()) + 1, shape, generator=generator)
+
+    return map_tensors(make, example)
+
+
+def _stir(model: nn.Module, inputs: Any, generator: torch.Generator) -> None:
     """Random values for all that starts constant (or a branch that starts at zero would hide what is wrong in it), and
     running statistics that fit (or signals would vanish or explode)."""
     for parameter in model.parameters():
@@ -143,12 +128,12 @@ def _stir(model: nn.Module, images: Tensor, generator: torch.Generator) -> None:
     for norm in norms:
         norm.train().momentum = 1.0
     with torch.no_grad():
-        model(images)
+        call(model, inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.eval().momentum = momentum
 
 
-def _trained(small: nn.Module, model: nn.Module, example: Tensor) -> Found:
+def _trained(small: nn.Module, model: nn.Module, example: Any) -> Found:
     """The losses of a few steps, and the parameters that got no gradient though they do in the dense model."""
     losses = _losses(small, example, STEPS)
     silent = _without_gradient(small)
@@ -159,15 +144,18 @@ def _trained(small: nn.Module, model: nn.Module, example: Tensor) -> Found:
     return {"losses": losses, "without_gradient": sorted(silent)}
 
 
-def _losses(network: nn.Module, example: Tensor, steps: int) -> list[float]:
-    """Trains by SGD on random images; the loss of each step."""
+def _losses(network: nn.Module, example: Any, steps: int) -> list[float]:
+    """Trains by SGD on random inputs, towards random outputs; the loss of each step."""
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=RATE)
-    images, targets = torch.randn(BATCH, *example.shape[1:]), torch.randint(CLASSES, (BATCH,))
+    inputs, targets = _batch(example, torch.float), None
     losses = []
     for _ in range(steps):
         optimizer.zero_grad()
-        loss = F.cross_entropy(network(images), targets)
+        outputs = [output for output in tensors(call(network, inputs)) if output.requires_grad]
+        targets = targets or [torch.randn_like(output) for output in outputs]
+        pairs = zip(outputs, targets, strict=True)
+        loss = torch.stack([(output - target).square().mean() for output, target in pairs]).sum()
         loss.backward()
         optimizer.step()
         losses.append(float(loss))
@@ -178,24 +166,22 @@ def _without_gradient(network: nn.Module) -> set[str]:
     return {name for name, parameter in network.named_parameters() if parameter.grad is None}
 
 
-def main(name: str, memory: int) -> int:
-    """Prints every stage as a line of JSON, the last one with the reason if a stage fails; returns the exit code.
+def report(name: str, seconds: float, memory: int, threads: int, send: Callable[[Found], None]) -> None:
+    """Sends every stage as soon as it is found, the last one with the reason if a stage fails.
 
     Args:
-        name: a model that timm knows.
+        name: a model of the table.
+        seconds: of CPU time, after which the process ends.
         memory: bytes that this process may use, so that a model too large for the machine ends alone.
+        threads: that it may use.
+        send: is given what is found.
     """
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
     try:
         for found in stages(name):
-            print(json.dumps(found), flush=True)
+            send(found)
     except Exception as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        print(json.dumps({"reason": first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"}))
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2])))
+        send({"reason": str(error).splitlines()[0] if isinstance(error, UserError) else one_line(error)})

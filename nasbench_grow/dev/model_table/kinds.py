@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from nasbench_grow.base.calling import call
 
 KINDS = {
     (False, True): "convolutional",
@@ -22,12 +24,12 @@ KINDS = {
 """The kind by (multiplies activations, convolutions overlap)."""
 
 
-def kind(model: nn.Module, example: Tensor) -> str:
+def kind(model: nn.Module, example: Any) -> str:
     """A value of :data:`KINDS`.
 
     Args:
-        model: any module with one tensor input.
-        example: one input with a batch axis.
+        model: any module.
+        example: one input with a batch axis, as :func:`nasbench_grow.base.calling.call` takes it.
     """
     overlaps = any(
         kernel > stride
@@ -36,7 +38,7 @@ def kind(model: nn.Module, example: Tensor) -> str:
         for kernel, stride in zip(module.kernel_size, module.stride, strict=True)
     )
     with torch.no_grad(), _Operations() as operations:
-        model(example)
+        call(model, example)
     attends = any("bmm" in name or "attention" in name for name in operations.names)
     return KINDS[attends, overlaps]
 

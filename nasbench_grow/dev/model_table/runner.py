@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -20,81 +20,92 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torchvision
+
 from nasbench_grow.dev.bench.record import Record, bar, write_json
+from nasbench_grow.dev.model_table import examine
+from nasbench_grow.dev.model_table.entries import Entry
 from nasbench_grow.harness import measure
 
-CODE = (
-    "cost/macs.py",
-    *(f"structure/{name}.py" for name in ("dependencies", "discovery", "exactness", "attention", "layers")),
-    *(f"structure/{name}.py" for name in ("recurrent", "space", "subnetwork")),
-    *("dev/model_table/examine.py", "dev/model_table/kinds.py"),
+_ROOT = Path(__file__).resolve().parents[2]
+CODE = tuple(
+    sorted(
+        [
+            *(f"structure/{path.name}" for path in (_ROOT / "structure").glob("*.py")),
+            *(f"base/{path.name}" for path in (_ROOT / "base").glob("*.py")),
+            "cost/macs.py",
+            *(
+                f"dev/model_table/{name}.py"
+                for name in ("examine", "kinds", "handwritten", "timm_models", "torchvision_models")
+            ),
+        ]
+    )
 )
 """Our files that an examination runs."""
-_ROOT = Path(__file__).resolve().parents[2]
 _MEMORY_SHARE = 0.8
 """Of the machine's memory, what the examinations may use together."""
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload([examine.__name__, "fvcore.nn.jit_analysis", "torch_pruning"])
+"""Libraries are imported once and not for every model, which would take longer than many examinations."""
 
 
-def run(
-    entries: dict[str, dict[str, Any]], folder: Path, *, processes: int, seconds: float, again: bool = False
-) -> None:
-    """Examines the models whose record is missing or out of date and writes ``FOLDER/records/FAMILY.json``.
+def run(entries: dict[str, Entry], folder: Path, *, processes: int, seconds: float, again: bool = False) -> None:
+    """Examines the models whose record is missing or out of date and writes ``FOLDER/records/SOURCE/MODEL.json``.
 
     Args:
-        entries: the model of each family.
+        entries: the models by their names.
         folder: where the records are.
         processes: how many models are examined at once; they share the machine's cores and memory.
-        seconds: time limit of each examination.
+        seconds: limit of the CPU time of each examination.
         again: examine those with a good record too.
     """
-    wanted = [family for family in entries if again or not _current(_path(folder, family), entries[family]["model"])]
-    with ThreadPoolExecutor(processes) as pool, bar("families", len(wanted)) as progress:
+    wanted = [name for name in entries if again or not _current(_path(folder, name))]
+    with ThreadPoolExecutor(processes) as pool, bar("models", len(wanted)) as progress:
         pending = {
-            pool.submit(examine, family, entries[family], processes, seconds): _path(folder, family)
-            for family in wanted
+            pool.submit(examined, name, entries[name], processes, seconds): _path(folder, name) for name in wanted
         }
         try:
             for done in as_completed(pending):
                 record = done.result()
+                pending[done].parent.mkdir(parents=True, exist_ok=True)
                 write_json(pending[done], record)
                 progress.update()
-                progress.write(
-                    f"{record['family']}: {record['reason'] or 'done'}, {record['seconds']:.0f} s", sys.stderr
-                )
+                progress.write(f"{record['name']}: {record['reason'] or 'done'}, {record['seconds']:.0f} s", sys.stderr)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def load(folder: Path, families: Iterable[str]) -> list[Record]:
-    """The records of those families that have one, in the given order."""
-    paths = [_path(folder, family) for family in families]
+def load(folder: Path, names: Iterable[str]) -> list[Record]:
+    """The records of those models that have one, in the given order."""
+    paths = [_path(folder, name) for name in names]
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
 
 
-def examine(family: str, entry: dict[str, Any], processes: int, seconds: float) -> Record:
-    """The record of one family, examined in a process of its own; ``reason`` says what ended it early, if anything."""
+def examined(name: str, entry: Entry, processes: int, seconds: float) -> Record:
+    """The record of one model, examined in a process of its own; ``reason`` says what ended it early, if anything."""
     started_at, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     memory = int(_MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes)
     threads = max(1, (os.cpu_count() or 1) // processes)
-    command = [sys.executable, "-m", "nasbench_grow.dev.model_table.examine", entry["model"], str(memory)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    received, sending = _PROCESSES.Pipe(duplex=False)
+    process = _PROCESSES.Process(target=examine.report, args=(name, seconds, memory, threads, sending.send))
+    process.start()
+    sending.close()
+    found: dict[str, Any] = {"reason": None}
     try:
-        ended = subprocess.run(command, env=environment, capture_output=True, timeout=seconds)
-        output, reason = ended.stdout, _reason(ended)
-    except subprocess.TimeoutExpired as late:
-        output, reason = late.stdout or b"", f"takes longer than {seconds:.0f} s"
-    found: dict[str, Any] = {"reason": reason}
-    for line in output.decode().splitlines():
-        found |= json.loads(line)
+        while True:
+            found |= received.recv()
+    except EOFError:
+        process.join()
     return {
-        "family": family,
+        "name": name,
         **entry,
         **found,
+        "reason": found["reason"] or _reason(process.exitcode or 0, seconds),
         "seconds": round(time.perf_counter() - start, 1),
         "started_at": started_at,
         "hardware": {**measure.hardware(), "threads": threads},
-        "versions": measure.versions(),
+        "versions": _versions(),
         "code_version": measure.code_version(),
         "code": code(),
     }
@@ -109,21 +120,26 @@ def code() -> str:
     return digest.hexdigest()[:16]
 
 
-def _reason(ended: subprocess.CompletedProcess[bytes]) -> str | None:
+def _versions() -> dict[str, str | None]:
+    """The versions that an examination depends on."""
+    return {**measure.versions(), "torchvision": torchvision.__version__}
+
+
+def _reason(exit_code: int, seconds: float) -> str | None:
     """Why a process ended early, as far as it could not say so itself; None if it did not."""
-    if ended.returncode < 0:
-        return f"ended by {signal.Signals(-ended.returncode).name}"
-    return "".join(ended.stderr.decode().splitlines()[-1:]) or "failed" if ended.returncode else None
+    if exit_code == -signal.SIGXCPU:
+        return f"takes longer than {seconds:g} s of CPU time"
+    return f"ended by {signal.Signals(-exit_code).name}" if exit_code < 0 else "failed" if exit_code else None
 
 
-def _path(folder: Path, family: str) -> Path:
-    return folder / "records" / f"{family}.json"
+def _path(folder: Path, name: str) -> Path:
+    source, _, model = name.partition(":")
+    return folder / "records" / source / f"{model}.json"
 
 
-def _current(path: Path, model: str) -> bool:
+def _current(path: Path) -> bool:
     """Whether a record is there and examining the model again could not give another one."""
     if not path.exists():
         return False
     record = json.loads(path.read_text(encoding="utf-8"))
-    now = {"model": model, "versions": measure.versions(), "code": code()}
-    return bool({key: record[key] for key in now} == now)
+    return bool(record["versions"] == _versions() and record["code"] == code())
