@@ -60,7 +60,7 @@ bench: $(INSTALLED) ## measure step times, restructuring and start-up on this ma
 methods: $(INSTALLED) ## write docs/methods.md again, from the methods' own files
 	$(BIN)/python -m nasbench_grow.dev.method_page
 
-model-table: $(INSTALLED) ## try the smallest model of every timm family and write docs/models.md again
+model-table: $(INSTALLED) ## try models of timm, torchvision and by hand, and write docs/models.md again
 	$(BIN)/python -m nasbench_grow.dev.model_table
 
 oracle: $(INSTALLED) ## train the oracle's networks, JOBS at once, and write its table (ten hours on two cores)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 from nasbench_grow.dev.bench.record import Record, table
@@ -117,10 +117,12 @@ def _whole(record: Record) -> list[str]:
 def _origin(records: Sequence[Record]) -> str:
     """The line under the tables that says where their numbers come from."""
     dates = sorted(record["started_at"][:10] for record in records)
-    machine, versions = records[0]["hardware"], records[0]["versions"]
-    codes = ", ".join(sorted({str(record["code_version"]) for record in records}))
+    newest = max(records, key=lambda record: record["started_at"])
+    machine, versions = newest["hardware"], newest["versions"]
     libraries = ", ".join(f"{name} {versions[name]}" for name in ("timm", "torchvision", "torch", "torch-pruning"))
+    codes = Counter(str(record["code_version"]) for record in records)
     return (
         f"{len(records)} models, examined from {dates[0]} to {dates[-1]} on {machine['cores']} cores of "
-        f"{machine['cpu']}, {machine['memory_gib']} GiB, {libraries}; code {codes}."
+        f"{machine['cpu']}, {machine['memory_gib']} GiB, {libraries}; code "
+        f"{', '.join(f'{code} ({count} models)' for code, count in codes.items())}."
     )
