@@ -254,15 +254,15 @@ class Merging(nn.Module):
 
 
 class Swin(nn.Module):
-    """Two stages, channels last."""
+    """Two stages, channels last, with three heads and then six, as the smallest Swin begins."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.patches, self.norm_0 = nn.Conv2d(3, 32, 4, 4), nn.LayerNorm(32)
+        self.patches, self.norm_0 = nn.Conv2d(3, 48, 4, 4), nn.LayerNorm(48)
         self.stages = nn.Sequential(
-            *(SwinBlock(32, 2, shift) for shift in (0, 2)), Merging(32), *(SwinBlock(64, 4, shift) for shift in (0, 2))
+            *(SwinBlock(48, 3, shift) for shift in (0, 2)), Merging(48), *(SwinBlock(96, 6, shift) for shift in (0, 2))
         )
-        self.norm, self.head = nn.LayerNorm(64), nn.Linear(64, CLASSES)
+        self.norm, self.head = nn.LayerNorm(96), nn.Linear(96, CLASSES)
 
     def forward(self, image: Tensor) -> Tensor:
         image = self.norm_0(self.patches(image).permute(0, 2, 3, 1))
