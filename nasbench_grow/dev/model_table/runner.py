@@ -42,6 +42,8 @@ CODE = tuple(
     )
 )
 """Our files that an examination runs."""
+THREADS = 1
+"""Of an examination: several would wait for one another, at full price, while other models are examined."""
 _MEMORY_SHARE = 0.8
 """Of the machine's memory, what the examinations may use together."""
 _PROCESSES = multiprocessing.get_context("forkserver")
@@ -86,9 +88,8 @@ def examined(name: str, entry: Entry, processes: int, seconds: float) -> Record:
     """The record of one model, examined in a process of its own; ``reason`` says what ended it early, if anything."""
     started_at, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     memory = int(_MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes)
-    threads = max(1, (os.cpu_count() or 1) // processes)
     received, sending = _PROCESSES.Pipe(duplex=False)
-    process = _PROCESSES.Process(target=examine.report, args=(name, seconds, memory, threads, sending.send))
+    process = _PROCESSES.Process(target=examine.report, args=(name, seconds, memory, THREADS, sending.send))
     process.start()
     sending.close()
     found: dict[str, Any] = {"reason": None}
@@ -104,7 +105,7 @@ def examined(name: str, entry: Entry, processes: int, seconds: float) -> Record:
         "reason": found["reason"] or _reason(process.exitcode or 0, seconds),
         "seconds": round(time.perf_counter() - start, 1),
         "started_at": started_at,
-        "hardware": {**measure.hardware(), "threads": threads},
+        "hardware": {**measure.hardware(), "threads": THREADS},
         "versions": _versions(),
         "code_version": measure.code_version(),
         "code": code(),
