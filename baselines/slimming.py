@@ -7,10 +7,12 @@ threshold is the one that meets the budget. Several passes are ``slimming[rounds
 
 Published: strength 1e-4 for VGG and 1e-5 for ResNet-164 and DenseNet-40, sparse training and fine-tuning of 160 epochs
 each, at batch 64, rate 0.1, a tenth of it after half and again after three quarters of the epochs, momentum 0.9; scales
-start at 0.5. How far a price moves a scale depends on the length of the run, so ``strength`` is what it would be in
-theirs: in a run whose steps and rates move a parameter half as far, it is doubled (ours). They leave residual streams
-whole; here a filter with several scales, that of a stream or of a depthwise convolution, has the mean of their absolute
-values (ours), and removable layers stay. Weight decay, which they put on the scales, too, is the recipe's.
+start at 0.5, here too unless the start is a trained network. How far a price moves a scale depends on the length of the
+run, so ``strength`` is what it would be in theirs: in a run whose steps and rates move a parameter half as far, it is
+doubled (ours). They leave residual streams whole; here a filter with several scales, that of a stream or of a depthwise
+convolution, has the largest of their absolute values (ours). Theirs has no lower limit on a layer, and warns that one
+may lose all of its filters; here one filter stays, and removable layers do. Weight decay, which they put on the scales,
+too, is the recipe's.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ from nasbench_grow.contract import (
 BatchNorm = nn.modules.batchnorm._BatchNorm
 PUBLISHED_REACH = 160 * 782 * 0.1 * (0.5 + 0.25 * 0.1 + 0.25 * 0.01) / (1 - 0.9)
 """:func:`reach` of the paper's sparse training: 160 epochs of 782 steps."""
+SCALE = 0.5
+"""What scales begin with: from one, the default price, which moves a scale by 0.66, would bring none to zero."""
 
 
 def reach(job: Job, share: float) -> float:
@@ -49,6 +53,14 @@ def without_scales(network: nn.Module) -> str | None:
     """Why no scales of a network can be priced; None: they can."""
     scaled = any(isinstance(module, BatchNorm) and module.affine for module in network.modules())
     return None if scaled else "the backbone has no batch normalisation whose scales could be priced"
+
+
+@torch.no_grad()
+def begin_with(scale: float, network: nn.Module) -> None:
+    """Sets every scale of the network's batch normalisations."""
+    for module in network.modules():
+        if isinstance(module, BatchNorm) and module.affine:
+            module.weight.fill_(scale)
 
 
 class ScalePrice(Callback):
@@ -116,6 +128,7 @@ class Slimming(PruneAndTune):
     summary = "train dense with an L1 price on the norms' scales, prune by one threshold on them, fine-tune"
     citation = "Liu et al., Learning Efficient Convolutional Networks through Network Slimming, arXiv 1708.06519"
     Settings = SlimmingSettings
+    version = 2  # scales begin at a half, as the paper's
 
     def skip(self, task: Task, network: nn.Module) -> str | None:
         """Networks without scales to price."""
@@ -134,6 +147,8 @@ class Slimming(PruneAndTune):
         """The dense network, its scales priced; a trained one goes through the beginning of the schedule again."""
         share, trained = self.settings.dense_share, self.settings.start == "trained"
         model = job.model(job.source.network() if trained else None)
+        if not trained:
+            begin_with(SCALE, model.network)
         epochs = share * job.epochs
         epochs = int(epochs) or epochs
         yield from job.fit(model, self.price(job), epochs=epochs, span=(0, share) if trained else None)

@@ -78,6 +78,15 @@ def test_a_price_moves_a_scale_as_far_in_a_short_run_as_in_the_papers():
     assert pytest.approx(6.6, abs=0.01) == 1e-4 * PUBLISHED_REACH, "of scales that start at 0.5"
 
 
+@pytest.mark.parametrize("start, began", [("scratch", 0.5), ("trained", 1.0)])
+def test_scales_begin_at_a_half_unless_they_are_trained(start, began):
+    slow = Recipe(batch_size=BATCH, learning_rate=1e-6)
+    small = job(lambda: Plain(48), recipe=slow, source=SimpleNamespace(network=lambda: seeded(lambda: Plain(48))))
+    network, _ = run(Slimming(SlimmingSettings(start=start, strength=1e-9)), small)
+    scales = torch.cat([module.weight.detach() for module in network.modules() if isinstance(module, NORMS)])
+    assert scales.tolist() == pytest.approx([began] * len(scales), abs=1e-3)
+
+
 def keys_of(model):
     return Slimming().keys(model)
 
