@@ -11,6 +11,7 @@ from torch import nn
 
 from nasbench_grow import count_macs
 from nasbench_grow.base.errors import UserError
+from nasbench_grow.baselines import chex
 from nasbench_grow.baselines.chex import Chex, Exploring, Settings, distances, grams, leverage_scores
 from nasbench_grow.contract import Job
 from nasbench_grow.tasks.digits import Digits
@@ -108,6 +109,49 @@ def test_regrown_filters_come_back_with_the_weights_they_had():
     )
     assert torch.equal(model.network.conv2.weight, last["conv2.weight"][kept[0]][:, kept[1]])
     assert torch.equal(model.network.bn2.running_var, last["bn2.running_var"][kept[0]])
+
+
+def test_the_filters_of_the_highest_leverage_stay():
+    job, callback = exploring()
+    model = job.model()
+    rows = model.network.conv2.weight.detach().flatten(1).double()
+    norms = rows.abs().sum(1)
+    callback.before_step(model, 72, 100)  # the last round, which regrows nothing
+    there = model.structures[model.space.groups[1].structures]
+    width = int(there.sum())
+    scores = torch.linalg.svd(rows.T).Vh[:width].square().sum(0)
+    assert 1 < width < 16 and set(torch.nonzero(there).flatten().tolist()) == set(scores.topk(width).indices.tolist())
+    assert set(norms.topk(width).indices.tolist()) != set(scores.topk(width).indices.tolist()), "not the largest ones"
+
+
+def test_what_is_far_from_the_span_of_those_that_stay_is_regrown():
+    for seed in range(6):
+        job, callback = exploring(budget=0.25)
+        callback.draws.manual_seed(seed)
+        model = job.model()
+        callback.before_step(model, 0, 100)
+        second = model.space.groups[1]
+        absent = torch.nonzero(~model.structures[second.structures]).flatten().tolist()
+        with torch.no_grad():
+            model.dense.conv2.weight[absent[:-1]] = 0
+            model.dense.conv2.weight[absent[-1]] *= 1000
+        callback.before_step(model, 20, 100)
+        assert len(absent) > 3 and model.structures[second.structures][absent[-1]]
+
+
+def test_the_share_regrown_falls_by_a_cosine(monkeypatch):
+    shares = []
+
+    def noted(space, within, keys, regrowth):
+        shares.append(regrowth)
+        return within
+
+    monkeypatch.setattr(chex, "with_more", noted)
+    job, callback = exploring()
+    model = job.model()
+    for step in (0, 18, 36, 72):
+        callback.before_step(model, step, 72 / 0.72)
+    assert shares == pytest.approx([0.43, 0.43 * (1 + 0.5**0.5) / 2, 0.215, 0.0])
 
 
 def test_a_residual_stream_keeps_its_width():

@@ -18,7 +18,7 @@ from small_runs import (
     wide_residual,
     words,
 )
-from tiny_networks import Plain
+from tiny_networks import Plain, Residual
 from torch import nn
 
 from nasbench_grow.base.errors import UserError
@@ -52,6 +52,25 @@ def test_shares_of_a_convolution_are_those_of_brute_force(monkeypatch, chunk):
                             expected[channel] = max(expected[channel], float(sums[channel] / sums.sum()))
     found, places, _ = shares(layer, inputs)
     assert found.tolist() == pytest.approx(expected, rel=1e-5) and places == 9
+
+
+def test_a_filter_that_several_layers_take_in_counts_with_the_largest_of_its_shares():
+    job = job_for(lambda: Residual(6))
+    model = job.model()
+    network, space = model.network, model.space
+    found = provable.sensitivities(job, model, 16)
+    takers = [network.fc, *(block.conv1 for block in network.blocks)]
+    seen = {layer: [] for layer in takers}
+    for layer in takers:
+        layer.register_forward_pre_hook(lambda module, inputs: seen[module].append(shares(module, inputs[0])[0]))
+    network.eval()
+    with torch.no_grad():
+        for inputs, _ in job.calibrate(network, 16):
+            network(inputs)
+    each = torch.stack([torch.stack(seen[layer]).amax(0) for layer in takers])
+    stream = next(group for group in space.groups if group.layer is None)
+    assert found.values[stream.structures].tolist() == pytest.approx(each.amax(0).tolist(), rel=1e-5)
+    assert len(each.argmax(0).unique()) > 1, "not all the same layer's"
 
 
 def test_so_many_draws_give_so_many_different_filters_on_average():

@@ -156,6 +156,19 @@ def test_each_consumer_of_a_stream_is_rescaled_by_factors_of_its_own():
     assert not torch.allclose(found[0], found[1], rtol=1e-2)
 
 
+def test_every_consumer_of_a_stream_has_the_same_say_however_large_its_weights():
+    found = []
+    for scale in (1.0, 100.0):
+        network = seeded(Residual)
+        block = network.blocks[0]
+        with torch.no_grad():
+            block.conv1.weight *= scale  # which the norm undoes, by statistics to match
+            block.bn1.running_var *= scale**2
+        model, _ = thinned(network, 0.2)
+        found.append(model.structures)
+    assert torch.equal(*found) and not found[0][: model.space.filters].all()
+
+
 def test_outputs_of_blocks_stay_whole_where_the_budget_can_be_met_inside():
     half, _ = thinned(seeded(Residual), 0.5)
     found = widths(half.network)
