@@ -74,11 +74,13 @@ def test_what_stays_is_what_the_library_leaves(make):
     assert mine.keys() == others.keys()
     for name, weights in mine.items():
         assert torch.equal(weights, others[name]), name
-    present = model.structures[: model.space.filters]
-    assert order[: model.space.filters].isinf()[present].all() and order[: model.space.filters][~present].min() == 0
+    filters = model.space.filters
+    present, order = model.structures[:filters], order[:filters]
+    assert order[~present].min() == 1 and order[~present].max() < order[present].min()
 
 
-def test_filters_of_small_norm_leave_first_relative_to_their_groups_largest():
+def two_groups() -> nn.Module:
+    """Groups of three and of two filters, whose squared norms are 1 + 82, 4 + 1, 9 + 26; 106.1 and 3.1."""
     network = nn.Sequential(
         nn.Conv2d(1, 3, 1), nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 10)
     )
@@ -86,17 +88,52 @@ def test_filters_of_small_norm_leave_first_relative_to_their_groups_largest():
         network[0].weight.copy_(torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1))
         network[1].weight.copy_(torch.tensor([[9.0, 0.0, 5.0], [1.0, 1.0, 1.0]]).view(2, 3, 1, 1))
         network[4].weight.fill_(0.1)
-    # squared norms of the first group: 1 + 82, 4 + 1, 9 + 26; of the second 106.1 and 3.1, relative to the largest
-    # 1, 0.06, 0.42 and 1, 0.03. The last of a group stays.
-    order = removal_order(small_job(lambda: network).model(), 0.0)
+    return network
+
+
+def test_filters_of_small_norm_leave_first_relative_to_their_groups_largest():
+    # relative to the largest 1, 0.06, 0.42 and 1, 0.03. The last of a group stays.
+    order = removal_order(small_job(two_groups).model(), 0.0)
     first, second = order[:3], order[3:5]
-    assert second[1] < first[1] < first[2]
-    assert first[0].isinf() and second[0].isinf()
+    assert second[1] < first[1] < first[2] < first[0] == second[0]
+
+
+def test_what_the_library_leaves_is_ranked_by_what_it_is_worth():
+    job = small_job(two_groups)
+    order = removal_order(job.model(), job.dense_macs)
+    assert order.tolist() == pytest.approx([1 + 1, 1 + 5 / 83, 1 + 35 / 83, 1 + 1, 1 + 3.1 / 106.1])
+
+
+def with_an_outlier() -> nn.Module:
+    """A network in which one filter of the stream is far larger than the others."""
+    network = seeded(lambda: Residual(20))
+    with torch.no_grad():
+        for weight in (network.stem.weight, network.norm.weight, *(block.bn2.weight for block in network.blocks)):
+            weight[7] *= 20
+    return network
+
+
+@pytest.mark.parametrize(("ratio", "budget", "fewest", "most"), [(1.0, 0.2, 1, 4), (0.7, 0.2, 5, 6), (0.7, 0.02, 1, 4)])
+def test_no_layer_loses_more_than_the_ratio_unless_the_budget_needs_it(ratio, budget, fewest, most):
+    job = small_job(with_an_outlier, budget=budget, epochs=4)
+    model = job.model()
+    DepGraph(Settings(max_pruning_ratio=ratio)).prune(job, model, budget * job.dense_macs)
+    assert fewest <= model.network.stem.out_channels <= most
+    assert model.macs <= budget * job.dense_macs
+
+
+@pytest.mark.parametrize("budget", [0.25, 0.5, 0.75])
+def test_removable_layers_stay_where_widths_are_rounded_up(budget):
+    job = small_job(lambda: uneven(lambda: Residual(36)), budget=budget, granularity=8)
+    model = job.model()
+    DepGraph().prune(job, model, budget * job.dense_macs)
+    assert model.structures[model.space.filters :].all()
+    assert budget - 0.02 <= model.macs / job.dense_macs <= budget
 
 
 def test_the_regulariser_takes_the_place_of_weight_decay():
     model = small_job(lambda: Plain(6)).model()
-    learning = SparseLearning(make_pruner(model.space, model.network, EXAMPLE, 0.1))
+    learning = SparseLearning(make_pruner(model.space, model.network, EXAMPLE, strength=0.1))
     for parameter in model.network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     learning.after_backward(model)
@@ -144,6 +181,7 @@ def test_a_trained_network_is_learnt_sparse_on_top(tmp_path):
         ({"sparse_share": 0.8}, "sparse_share 0.8 is more than dense_share 0.5, which it is a part of"),
         ({"strength": 0.0}, "strength 0 is out of range: give a number above 0"),
         ({"sparse_share": 0.0}, "sparse_share 0 is out of range: it is a share"),
+        ({"max_pruning_ratio": 1.5}, "max_pruning_ratio 1.5 is out of range: it is a share"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong, words):
