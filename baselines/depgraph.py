@@ -3,7 +3,9 @@
 Fang, Ma, Song, Bi Mi, Wang, *DepGraph: Towards Any Structural Pruning*, CVPR 2023 (arXiv 2301.12900). The pruner is
 their library's own (``torch_pruning.pruner.GroupNormPruner``): it finds the groups, adds its regulariser to the
 gradients of each step, in place of weight decay, and says what each channel of a group is worth, the squared norm of
-all that belongs to it relative to the group's largest. Its published knobs (their ``reproduce`` scripts for CIFAR):
+all that belongs to it relative to the group's mean (``normalizer``: in the library, in their scripts for ImageNet and
+without sparse learning; to the largest in those for CIFAR, which needs 100 epochs that bring the others to zero, or one
+outlier costs a group nearly all). Its published knobs (their ``reproduce`` scripts for CIFAR):
 ``strength`` 5e-4, the least of a group shrunk ``2**4`` times as hard as the largest, ranking across the whole network,
 in 400 small steps with new norms after each; 100 epochs with the regulariser at a tenth of the rate of training
 (``sparse_rate``; at the full rate so strong a decay undoes what was learnt), 100 of fine-tuning at that tenth again,
@@ -17,8 +19,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Generator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,7 @@ from nasbench_grow.contract import (
     RoundsSettings,
     Stage,
     Task,
+    check_choices,
     check_positive,
     check_share,
     cut,
@@ -39,6 +42,8 @@ from nasbench_grow.contract import (
 
 if TYPE_CHECKING:
     from torch_pruning.pruner import GroupNormPruner
+
+Normalizer = Literal["mean", "max"]
 
 STEPS = 400
 """In how many steps the library would remove every channel there is."""
@@ -56,10 +61,13 @@ class Settings(RoundsSettings):
     """Of the regulariser: a factor on weights in their gradient, as weight decay is one, and as independent of size."""
     max_pruning_ratio: float = 0.7
     """Share of its channels that a layer may lose in a round, unless the budget needs more; 1: all but one."""
+    normalizer: Normalizer = "mean"
+    """What of its group a channel's squared norm is divided by, to be ranked across groups."""
 
     def __post_init__(self) -> None:
         """Refuses a setting outside its range with a UserError."""
         super().__post_init__()
+        check_choices(self, normalizer=Normalizer)
         check_share(self, "sparse_share", "max_pruning_ratio")
         check_positive(self, "sparse_rate", "strength")
         if self.sparse_share > self.dense_share:
@@ -89,28 +97,26 @@ class SparseLearning(Callback):
             group["weight_decay"] = decay
 
 
-def make_pruner(
-    space: Space, network: nn.Module, example: Tensor, *, strength: float = 0.0, max_pruning_ratio: float = 1.0
-) -> Any:
-    """The library's pruner of a network, as its scripts for CIFAR make it."""
+def make_pruner(space: Space, network: nn.Module, example: Tensor, settings: Settings) -> Any:
+    """The library's pruner of a network, as its scripts make it."""
     import torch_pruning  # takes seconds, which a list of the methods need not wait for
 
     return torch_pruning.pruner.GroupNormPruner(
         network,
         example,
-        torch_pruning.importance.GroupMagnitudeImportance(p=2, normalizer="max"),
-        reg=strength,
+        torch_pruning.importance.GroupMagnitudeImportance(p=2, normalizer=settings.normalizer),
+        reg=settings.strength,
         global_pruning=True,
         pruning_ratio=1.0,
-        max_pruning_ratio=max_pruning_ratio,
+        max_pruning_ratio=settings.max_pruning_ratio,
         iterative_steps=STEPS,
         ignored_layers=[network.get_submodule(name) for name in space.fixed],
     )
 
 
-def removal_order(model: ElasticModel, limit: float, max_pruning_ratio: float = 1.0) -> Tensor:
+def removal_order(model: ElasticModel, limit: float, settings: Settings) -> Tensor:
     """When the library removes each filter, shape (structures,): the number of the step, from 1 on; of those that it
-    leaves one more than the last and what they are worth to it, at most 1; infinite for layers.
+    leaves one more than the last and what they are worth to it; infinite for layers.
 
     It prunes a copy of the network, group by group, until that costs ``limit`` MACs at most.
     """
@@ -121,8 +127,8 @@ def removal_order(model: ElasticModel, limit: float, max_pruning_ratio: float = 
         if kept is not None:
             filters[module] = space.owners[f"{name}.weight", 0][kept].tolist()
     order, step = torch.full((len(space),), torch.inf), 0
-    for ratio in (max_pruning_ratio, 1.0):  # layers may lose more where the budget needs it
-        pruner = make_pruner(space, network, model.example, max_pruning_ratio=ratio)
+    for limits in (settings, replace(settings, max_pruning_ratio=1.0)):  # layers lose more where the budget needs it
+        pruner = make_pruner(space, network, model.example, limits)
         for _ in range(STEPS):
             if space.macs(model.structures & order.isinf()) <= limit:
                 break
@@ -163,7 +169,7 @@ class DepGraph(PruneAndTune):
     summary = "train dense, then with Torch-Pruning's group regulariser, prune by its group norms, fine-tune"
     citation = "Fang et al., DepGraph: Towards Any Structural Pruning, arXiv 2301.12900"
     Settings = Settings
-    version = 3  # no layer loses nearly all; removable layers stay where widths are rounded; ranks what is left
+    version = 3  # ranks by group means, no layer loses nearly all, removable layers stay where widths are rounded
 
     def skip(self, task: Task, network: nn.Module) -> str | None:
         """Recurrent networks: the library's importance and regulariser pass over their weights."""
@@ -172,8 +178,7 @@ class DepGraph(PruneAndTune):
 
     def prune(self, job: Job, model: ElasticModel, limit: float) -> None:
         """Last out, first in: what the library removes later is worth more."""
-        order = removal_order(model, limit, self.settings.max_pruning_ratio)
-        cut(model, order, limit, job.granularity)
+        cut(model, removal_order(model, limit, self.settings), limit, job.granularity)
 
     def dense(self, job: Job) -> Generator[Stage, None, ElasticModel]:
         """The dense network, trained and then learnt sparse."""
@@ -184,7 +189,7 @@ class DepGraph(PruneAndTune):
         space = model.space  # discovered first: the library's graph leaves marks that a copy would share
         if not trained:
             yield from job.fit(model, epochs=plain * job.epochs)
-        learning = SparseLearning(make_pruner(space, model.network, job.example, strength=settings.strength))
+        learning = SparseLearning(make_pruner(space, model.network, job.example, settings))
         span = (plain, settings.dense_share) if trained else None
         epochs = settings.sparse_share * job.epochs
         yield from job.fit(model, learning, epochs=epochs, span=span, rate=settings.sparse_rate)

@@ -7,8 +7,9 @@ groups that are zero. After a warm-up, at the start of each of ``periods``, the 
 redundant: the sum of norm, norm per weight, one plus the cosine of weights and gradient, and first and second Taylor
 term, each relative to its Euclidean norm over all groups. Each step of the period then multiplies them by (left - 1) /
 left, where ``left`` is the number of steps that are left. No fine-tuning. Published (their tutorial for CIFAR-10):
-start after 0.1 of the run, 10 periods over 0.1 of it. Ours: the target is of MACs, in equal parts per period; the
-cosine and the Taylor terms take the gradient of the step, not its running mean; and zeros leave after each period.
+start after 0.1 of the run, 10 periods over 0.1 of it; at least one group of a layer stays. Ours: the target is of MACs,
+in equal parts per period; the cosine and the Taylor terms take the gradient of the loss alone, theirs with weight decay
+and, where there is momentum, its running mean; and zeros leave after each period.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ over a quarter of the run, so that short runs have mini-batches enough for each;
 Their gates on a residual stream, one shared by all blocks, count what came before several times, and so they divide
 by the number of blocks; here a gate scales what each block adds, each once, and nothing is divided. Importance is not
 divided by cost: their code has a term of FLOPs and says that the paper does not use it. ``per_macs`` divides by MACs.
+Theirs may close a layer altogether, here one filter stays; and of CIFAR's ResNet-20 it prunes the insides of blocks
+alone, here streams compete as in theirs on ImageNet.
 """
 
 from __future__ import annotations

@@ -46,12 +46,12 @@ def uneven(make: Callable[[], nn.Module]) -> nn.Module:
     return network
 
 
-def pruned_by_the_library(network: nn.Module, limit: float) -> nn.Module:
-    """As the library's own script for CIFAR prunes: globally, in 400 steps, until the network is small enough."""
+def pruned_by_the_library(network: nn.Module, limit: float, normalizer: str) -> nn.Module:
+    """As the library's own scripts prune: globally, in 400 steps, until the network is small enough."""
     pruner = torch_pruning.pruner.GroupNormPruner(
         network,
         EXAMPLE,
-        torch_pruning.importance.GroupMagnitudeImportance(p=2, normalizer="max"),
+        torch_pruning.importance.GroupMagnitudeImportance(p=2, normalizer=normalizer),
         global_pruning=True,
         pruning_ratio=1.0,
         iterative_steps=400,
@@ -62,13 +62,16 @@ def pruned_by_the_library(network: nn.Module, limit: float) -> nn.Module:
     return network.train()
 
 
-@pytest.mark.parametrize("make", [lambda: Plain(24), lambda: Residual(12), lambda: Depthwise(24)])
-def test_what_stays_is_what_the_library_leaves(make):
+@pytest.mark.parametrize(
+    ("make", "normalizer"),
+    [(lambda: Plain(24), "max"), (lambda: Residual(12), "mean"), (lambda: Depthwise(24), "mean")],
+)
+def test_what_stays_is_what_the_library_leaves(make, normalizer):
     network = uneven(make)
     limit = 0.6 * count_macs(network, EXAMPLE)
-    theirs = pruned_by_the_library(copy.deepcopy(network), limit)
+    theirs = pruned_by_the_library(copy.deepcopy(network), limit, normalizer)
     model = small_job(lambda: network).model()
-    order = removal_order(model, limit)
+    order = removal_order(model, limit, Settings(max_pruning_ratio=1.0, normalizer=normalizer))
     model.resize(select(model.space, order, count_macs(theirs, EXAMPLE)))
     mine, others = model.network.state_dict(), theirs.state_dict()
     assert mine.keys() == others.keys()
@@ -93,15 +96,17 @@ def two_groups() -> nn.Module:
 
 def test_filters_of_small_norm_leave_first_relative_to_their_groups_largest():
     # relative to the largest 1, 0.06, 0.42 and 1, 0.03. The last of a group stays.
-    order = removal_order(small_job(two_groups).model(), 0.0)
+    order = removal_order(small_job(two_groups).model(), 0.0, Settings(normalizer="max"))
     first, second = order[:3], order[3:5]
     assert second[1] < first[1] < first[2] < first[0] == second[0]
 
 
 def test_what_the_library_leaves_is_ranked_by_what_it_is_worth():
     job = small_job(two_groups)
-    order = removal_order(job.model(), job.dense_macs)
+    order = removal_order(job.model(), job.dense_macs, Settings(normalizer="max"))
     assert order.tolist() == pytest.approx([1 + 1, 1 + 5 / 83, 1 + 35 / 83, 1 + 1, 1 + 3.1 / 106.1])
+    order = removal_order(job.model(), job.dense_macs, Settings())  # means of 41 and 54.6
+    assert order.tolist() == pytest.approx([1 + 83 / 41, 1 + 5 / 41, 1 + 35 / 41, 1 + 106.1 / 54.6, 1 + 3.1 / 54.6])
 
 
 def with_an_outlier() -> nn.Module:
@@ -117,7 +122,7 @@ def with_an_outlier() -> nn.Module:
 def test_no_layer_loses_more_than_the_ratio_unless_the_budget_needs_it(ratio, budget, fewest, most):
     job = small_job(with_an_outlier, budget=budget, epochs=4)
     model = job.model()
-    DepGraph(Settings(max_pruning_ratio=ratio)).prune(job, model, budget * job.dense_macs)
+    DepGraph(Settings(max_pruning_ratio=ratio, normalizer="max")).prune(job, model, budget * job.dense_macs)
     assert fewest <= model.network.stem.out_channels <= most
     assert model.macs <= budget * job.dense_macs
 
@@ -133,7 +138,7 @@ def test_removable_layers_stay_where_widths_are_rounded_up(budget):
 
 def test_the_regulariser_takes_the_place_of_weight_decay():
     model = small_job(lambda: Plain(6)).model()
-    learning = SparseLearning(make_pruner(model.space, model.network, EXAMPLE, strength=0.1))
+    learning = SparseLearning(make_pruner(model.space, model.network, EXAMPLE, Settings(strength=0.1)))
     for parameter in model.network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     learning.after_backward(model)
@@ -181,6 +186,7 @@ def test_a_trained_network_is_learnt_sparse_on_top(tmp_path):
         ({"sparse_share": 0.8}, "sparse_share 0.8 is more than dense_share 0.5, which it is a part of"),
         ({"strength": 0.0}, "strength 0 is out of range: give a number above 0"),
         ({"sparse_share": 0.0}, "sparse_share 0 is out of range: it is a share"),
+        ({"normalizer": "sum"}, "normalizer 'sum'"),
         ({"max_pruning_ratio": 1.5}, "max_pruning_ratio 1.5 is out of range: it is a share"),
     ],
 )
