@@ -45,9 +45,10 @@ pruning: $(INSTALLED) ## write the tables of docs/pruning.md again
 search: $(INSTALLED) ## write the tables of docs/search.md again
 	$(BIN)/nasbench-grow report --results results/search --document docs/search.md
 
-# by stealing, the tests of a file mostly stay in one process and share what they set up
+# by stealing, the tests of a file mostly stay in one process and share what they set up;
+# processes that tests start find PyTorch compiled to bytecode, which takes each of them longer than all else it does
 test: $(INSTALLED) ## run the tests (two processes, offline)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: $(INSTALLED) ## check style, formatting and types
 	$(BIN)/ruff check .
