@@ -13,7 +13,10 @@ def seed_all(seed: int) -> None:
     """Seeds the global generators of Python, NumPy and PyTorch."""
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.manual_seed(seed)
+    else:  # the other notes the whole stack of calls for devices that may come: slower than the pass that is seeded
+        torch.default_generator.manual_seed(seed)
 
 
 def states(device: torch.device) -> dict[str, Any]:

@@ -27,9 +27,11 @@ def weight_rates(model: nn.Module, example: Tensor) -> dict[tuple[Axis, ...], fl
 
 def attention_rates(model: nn.Module, example: Tensor) -> dict[tuple[Axis, ...], float]:
     """MACs per feature of every attention layer's heads."""
-    modules = dict(model.named_modules())
+    layers = {name: module for name, module in model.named_modules() if is_attention(module)}
+    if not layers:
+        return {}  # most models have none: there is nothing to trace again
     return {
-        (features_axis(name),): macs / modules[name].proj.weight.shape[1]
+        (features_axis(name),): macs / layers[name].proj.weight.shape[1]
         for name, macs in macs_by_module(model, example).items()
-        if name in modules and is_attention(modules[name])
+        if name in layers
     }

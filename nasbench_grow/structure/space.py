@@ -128,7 +128,7 @@ class Space:
     constant_macs: float = 0.0
     attributes: dict[tuple[str, str, int | None], Tensor] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def filters(self) -> int:
         """Number of filter structures; the layers follow them."""
         return sum(group.size for group in self.groups)
@@ -183,9 +183,9 @@ class Space:
         """``present`` with the channels that plain layers pass on where they are absent in place of their own."""
         if not self._bypasses:
             return present
-        result = present.clone()
+        result, layers = present.clone(), present[self.filters :].tolist()
         for index, given, got in self._bypasses:
-            if not self.layer_present(present, index):
+            if not layers[index]:
                 result[self.groups[got].structures] = result[self.groups[given].structures]
         return result
 
@@ -196,9 +196,9 @@ class Space:
 
     def effective(self, present: Tensor) -> Tensor:
         """``present`` without the filters whose layer is absent: what physically exists."""
-        result = present.clone()
+        result, layers = present.clone(), present[self.filters :].tolist()
         for group in self.groups:
-            if not self.layer_present(present, group.layer):
+            if group.layer is not None and not layers[group.layer]:
                 result[group.structures] = False
         return result
 
