@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nasbench_grow import UserError, count_macs, discover, extract, grow
+from nasbench_grow.base.randomness import seed_all
 from nasbench_grow.structure import dependencies, flow
 
 EXAMPLE = torch.zeros(1, 4)
@@ -115,7 +116,7 @@ RANDOM = {
 
 @pytest.mark.parametrize("kind", RANDOM)
 def test_a_random_model_is_said_to_be_random_and_grows(kind: str) -> None:
-    torch.manual_seed(0)
+    seed_all(0)
     with pytest.warns(UserWarning, match="random even in evaluation mode"):
         result = grown(Layers(RANDOM[kind]), epochs=4)
     assert result.network.first.out_features < 16
