@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import cache
 
 import torch
+from once import once
 from torch import Tensor
 
 from nasbench_grow import Space, backbones, discover
+from nasbench_grow.harness import registry
 
 SHAPES = {"deeplabv3plus_thin": (3, 32, 32)}
 CLASSES = 8
@@ -21,4 +23,11 @@ def example_of(name: str) -> Tensor:
 @cache
 def space_of(name: str) -> Space:
     """The space of a backbone for 8 classes on :func:`example_of`."""
-    return discover(backbones.create(name, CLASSES, 3), example_of(name))
+    return once(f"backbone-{name}", lambda: discover(backbones.create(name, CLASSES, 3), example_of(name)))
+
+
+@cache
+def space_for(task: str, name: str) -> Space:
+    """The space of the backbone that a task trains."""
+    made = registry.task(task)()
+    return once(f"{task}-{name}", lambda: discover(registry.build_backbone(name, made), made.example()))

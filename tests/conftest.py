@@ -1,8 +1,28 @@
+import os
+from collections.abc import Iterator
 from types import SimpleNamespace
 
+import once
 import pytest
+from tiny_spaces import found_once
 
 from nasbench_grow.harness import measure, registry
+from nasbench_grow.structure import elastic
+
+
+@pytest.fixture(scope="session", autouse=True)
+def folder_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where the processes of a test run find what one of them found."""
+    own = tmp_path_factory.getbasetemp()
+    once.folder = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session", autouse=True)
+def spaces_of_tiny_networks() -> Iterator[None]:
+    """Runs on the same tiny network need not find its space again each; the tests of discovery ask it themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(elastic, "find_space", found_once(elastic.find_space))
+        yield
 
 
 @pytest.fixture(autouse=True)

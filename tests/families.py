@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import timm
 import torch
 from hypothesis import strategies as st
+from once import once
 from timm.models.byobnet import ByoBlockCfg
 from timm.models.vgg import VGG
 from torch import Tensor, nn
@@ -94,7 +95,7 @@ def network(family: str) -> nn.Module:
 @functools.cache
 def space(family: str) -> Space:
     """The family's configuration space."""
-    return discover(network(family), FAMILIES[family].example(1))
+    return once(f"family-{family}", lambda: discover(network(family), FAMILIES[family].example(1)))
 
 
 def randomise(model: nn.Module) -> None:

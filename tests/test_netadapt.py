@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from backbone_spaces import space_for
 from test_baselines import equal, run, widths
 from tiny_networks import EXAMPLE, FewBatches, Kept, Plain, Residual, seeded, small_job
 from torch import nn
@@ -193,11 +194,12 @@ def test_a_budget_out_of_reach_is_refused_in_one_line():
     ],
 )
 def test_proposals_lead_to_the_budget_on_other_backbones(task, backbone, granularity):
-    task = registry.task(task)()
+    space, task = space_for(task, backbone), registry.task(task)()
     network = registry.build_backbone(backbone, task)
     assert NetAdapt().skip(task, network) is None
     job = small_job(lambda: network, example=task.example(), budget=0.5)
     model = job.model()
+    model.space = space
     for _ in range(8):  # coarse iterations, of which the widest proposal goes on
         if model.macs > 0.5 * job.dense_macs:
             limit = max(0.5, model.macs / job.dense_macs - 0.1) * job.dense_macs

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from backbone_spaces import space_for
 from nas_experiments import make_experiment, make_space, run
 from nni.mutable.exception import SampleValidationError
 from nni.nas.strategy import TPE, GridSearch, Random, RegularizedEvolution, Strategy
@@ -18,11 +19,12 @@ from torch import nn
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.cost.macs import count_macs
+from nasbench_grow.growing import nni_space
 from nasbench_grow.growing.nni_space import GrowableSpace, Sample
 from nasbench_grow.harness import registry
 from nasbench_grow.tasks.digits import Digits
 
-MODELS = 4
+MODELS = 3
 
 
 @pytest.fixture(autouse=True)
@@ -111,8 +113,9 @@ def test_the_dimensions_are_a_few_widths_of_each_group_and_the_presence_of_each_
 
 
 @pytest.mark.parametrize("budget", [0.1, 0.25, 0.5, 0.75])
-def test_whatever_is_drawn_costs_the_budget(budget: float) -> None:
+def test_whatever_is_drawn_costs_the_budget(budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
     task = Digits()
+    monkeypatch.setattr(nni_space, "discover", lambda *_: space_for("digits", "cifar_resnet20"))
     model = registry.build_backbone("cifar_resnet20", task)
     space, state = GrowableSpace(model, task.example(), budget), RandomState(0)
     drawn = set()

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from backbone_spaces import space_for
 from nni.compression.pruning import FPGMPruner
 from scipy.spatial.distance import cdist
 from test_baselines import Plain, Residual, equal, job, run, seeded, share, wide
@@ -197,10 +198,11 @@ def test_the_budget_is_met_in_every_epoch_and_the_dense_network_is_billed(method
     ],
 )
 def test_the_budget_is_met_on_other_backbones(task, backbone):
-    task = registry.task(task)()
+    space, task = space_for(task, backbone), registry.task(task)()
     network = registry.build_backbone(backbone, task)
     cell = job(lambda: network, example=task.example())
     model = cell.model()
+    model.space = space
     for method, granularity in ((SoftFilter, 1), (FPGM, 8)):
         cell.granularity = granularity
         zeroing = Zeroing(cell, model, SoftSettings(), method().worth)

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from backbone_spaces import CLASSES, example_of, space_of
 from tiny_networks import Kept, small_job
 from torch import Tensor, nn
 
 import nasbench_grow
+from nasbench_grow.backbones import create
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.base.folders import FOLDER_VARIABLE
 from nasbench_grow.cli import main
@@ -225,12 +227,10 @@ def test_recurrent_layers_are_timed_as_a_whole(tmp_path: Path) -> None:
 def test_the_real_clock_gives_positive_times_for_a_residual_network(
     tmp_path: Path, layout: torch.memory_format
 ) -> None:
-    from nasbench_grow.backbones import create
-
-    model = create("cifar_resnet20", 10, 3).to(memory_format=layout)
-    space = discover(model, EXAMPLE)
+    name = "cifar_resnet20"
+    model, space = create(name, CLASSES, 3).to(memory_format=layout), space_of(name)
     state = torch.get_rng_state()
-    times = StepTime(space, model, EXAMPLE, Timing(batch_size=2), folder=tmp_path)
+    times = StepTime(space, model, example_of(name), Timing(batch_size=2), folder=tmp_path)
 
     assert 0 < times(space.seed()) <= times(space.full())
     assert torch.equal(torch.get_rng_state(), state)

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from backbone_spaces import space_for
 from test_baselines import equal, run, share, wide, widths
 from tiny_networks import EXAMPLE, Kept, Plain, Residual, seeded, small_job
 from torch import Tensor, nn
@@ -186,11 +187,12 @@ def test_outputs_of_blocks_stay_whole_where_the_budget_can_be_met_inside():
     ],
 )
 def test_the_budget_is_met_on_other_backbones(task, backbone):
-    task = registry.task(task)()
+    space, task = space_for(task, backbone), registry.task(task)()
     network = registry.build_backbone(backbone, task)
     assert ThiNet().skip(task, network) is None
     cell = small_job(lambda: network, example=task.example(), budget=0.5)
     model = cell.model()
+    model.space = space
     for cell.granularity in (8, 1):
         present = widths_to_keep(model, cell)
         assert 0.48 <= model.space.macs(present) / cell.dense_macs <= 0.5

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from backbone_spaces import space_for
 from test_baselines import equal, run, share, widths
 from tiny_networks import Plain, Residual, small_job
 from torch import Tensor, nn
@@ -173,11 +174,10 @@ def test_a_network_that_is_worth_more_wins_over_a_narrow_neck(score):
     ],
 )
 def test_both_scores_rank_networks_of_the_budget_on_other_backbones(task, backbone):
-    task = registry.task(task)()
+    space, task = space_for(task, backbone), registry.task(task)()
     network = registry.build_backbone(backbone, task)
     assert ZeroCost().skip(task, network) is None and network.training
     job = small_job(lambda: network, example=task.example())
-    space = discover(network, job.example)
     for job.granularity, score in ((8, "synflow"), (1, "naswot")):
         method = ranking(score=score, candidates=2, samples=3)
         found = list(method.candidates(job, space))
