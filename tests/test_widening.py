@@ -7,8 +7,8 @@ import json
 
 import pytest
 import torch
-from families import FAMILIES, network, seeds, space
-from hypothesis import given, settings
+from families import FAMILIES, network, space
+from hypothesis import settings
 from tiny_networks import Plain, Residual
 from torch import Tensor, nn
 
@@ -85,11 +85,9 @@ def assert_holds_the_old(space: Space, dense: nn.Module, wide: nn.Module, exampl
 @pytest.mark.parametrize(
     "family", ["cifar_resnet", "seresnet", "resnext", "mobilenetv1", "densenet", "efficientnet_gn", "convnext", "vit"]
 )
-@few
-@given(seed=seeds)
-def test_a_widened_network_runs_and_has_the_widths_and_the_cost_asked_for(family: str, seed: int) -> None:
+def test_a_widened_network_runs_and_has_the_widths_and_the_cost_asked_for(family: str) -> None:
     configuration, example = space(family), FAMILIES[family].example(1)
-    widths = random_widths(configuration, seed)
+    widths = random_widths(configuration, seed=len(configuration))
     wide = widen(configuration, network(family), widths)
     assert torch.isfinite(wide.eval()(example)).all()
     found = discover(wide, example)
