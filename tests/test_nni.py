@@ -107,10 +107,10 @@ def test_what_the_page_shows_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     page = (SWEEPS.parent / "docs" / "nni.md").read_text(encoding="utf-8")
     shown: dict[str, Any] = {}
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         exec(block, shown)
     dense = count_macs(shown["space"].dense, shown["space"].example)
-    for network in (shown[name] for name in ("drawn", "grown", "scaled", "searched")):
+    for network in (shown[name] for name in ("drawn", "grown", "scaled", "searched", "learnt")):
         assert 0.48 <= count_macs(network, shown["space"].example) / dense <= 0.5
     assert 0 <= shown["accuracy"](shown["grown"]) <= 1
