@@ -4,15 +4,17 @@ Wu, Liu, Stone, Liu, *Firefly Neural Architecture Descent: a General Approach fo
 (arXiv 2102.08574; code klightz/Firefly). Candidates are splits of a filter, f - d and f + d in its place with half of
 its outgoing weights each, new filters with tiny outgoing weights, and new blocks that add nearly nothing. Only these
 perturbations learn, d as one of a pair; then the derivative of the loss by the size of each is its score, and the most
-negative ones stay. Published in their code: d from U(-0.1, 0.1), outgoing weights from U(-0.01, 0.01) and clamped to
-that, RMSprop at 1e-3 (alpha 0.9, momentum 0.1) for an epoch, scores over another, of 160 epochs between two growths;
-35 % more filters each, the most negative of all layers together; and 16 filters a layer at first, 70 new ones tried.
+negative ones stay. Published in their code (which grows widths alone): d from U(-0.1, 0.1), incoming weights of new
+filters from N(0, 0.1) and outgoing ones from U(-0.01, 0.01), d and the incoming ones decayed, RMSprop at 1e-3 (alpha
+0.9, momentum 0.1) for an epoch, scores over another, of 160 epochs between two growths; 35 % more filters each, the
+most negative of all layers together; and 16 filters a layer at first, 70 new ones tried.
 
 Ours: a growth step is of MACs, filters and blocks compete by score alone until it is spent. New filters and splits
-share the room that the dense network leaves, a half each, and new filters start with its initial weights. Norms use the
-statistics of the batch, theirs are frozen, but a newborn filter has none yet. The recipe's one schedule goes on, theirs
-restarts after each growth; so the network is full-grown after ``growth`` of the run. Plain layers, which cannot
-add nearly nothing, are there from the start.
+share the room that the dense network leaves, a half each; new filters start with its initial weights, and their
+outgoing ones are clamped to what they are drawn from (their code has such a clamp and does not call it), nothing is
+decayed. Norms use the statistics of the batch, theirs are frozen, but a newborn filter has none yet. The recipe's one
+schedule goes on, theirs restarts after each growth; so the network is full-grown after ``growth`` of the run. Plain
+layers, which cannot add nearly nothing, are there from the start.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ there, and batch normalisation, which all backbones here have, divides a filter 
 two change places: outgoing weights are zero, and the incoming ones v are those with the largest gradient of these, M v,
 under the same approximation and at the same variance v' C v, as the norm gives every filter; they are the largest right
 singular vectors of M after whitening by the covariance C of what comes in; ours. Published (their code, CIFAR): a
-quarter of the width, 12 steps every 2,500 from step 10,000 of 78,125, batches of 128, half the mean norm. As there,
-filters that are not between two layers of a kind (those of residual streams, too) start at random, here with outgoing
-zeros.
+quarter of the width, 12 steps every 2,500 from step 10,000 of 78,125, each by a quarter of the first width, on a batch
+of 128, at half the mean norm. As there, filters that are not between two layers of a kind (those of residual streams,
+too) start at random, here with outgoing zeros.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ its training follows the sandwich rule: the widest network learns from the label
 each layer of a width of its own, from the answers of the widest (in-place distillation). Then, round after round, each
 group is tried narrower by a tenth of its filters on samples held out, normalisations recalibrated, and the one is
 slimmed whose narrowing costs the least; at the budget the network found is trained from scratch by the whole recipe.
-Published: widths from a tenth of the widest on (0.15 to 1.5 times the usual), four networks a step, for 10 to 20 % of
-the epochs of a full training. The code of the greedy search was not published.
+Published: widths from a tenth of the widest on (0.15 to 1.5 times the usual), four networks a step (the code of
+1903.05134), for 10 to 20 % of the epochs of a full training; one group of channels is slimmed at a time. The code of
+the greedy search was not published, and a tenth of the filters as such a group is ours.
 
 Ours: removable layers are slimmed like groups, a whole one at a time; of equal scores the one that saves more MACs goes
 first; where the run does not afford the rounds that this takes, a round slims several that cost the least.

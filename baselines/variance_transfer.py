@@ -6,10 +6,11 @@ V and opposite outgoing ones, Z and -Z, so that they cancel; both are random, wi
 at the new width. Weights that take in more than before are multiplied by sqrt(C_t / C_t+1), C the number of inputs, by
 C_t / C_t+1 in the output layer, and the running statistics of a normalisation that follows change with them. The
 weights that joined at stage k learn at the recipe's rate times |W_k| / |W_0|, Frobenius norms within each layer. The
-schedule is ours, as theirs could not be looked up: nine stages from a quarter of the width, each about a fifth wider
-and longer than the one before, so that it trains for half of what the others do. The factor of the output layer is a
-survey's. Ours, too: variances are those of the backbone's own initialisation; a filter too many for a pair has outgoing
-zeros; norms and biases keep the recipe's rate.
+schedule is ours, as theirs was read only at second hand (nine stages, epochs that rise exponentially, 54.9 % of the
+training MACs on ResNet-20): nine stages from a quarter of the width, each about a fifth wider and longer than the one
+before, by which the hidden layers train for half. The factor of the output layer is a survey's. Ours, too: variances
+are those of the backbone's own initialisation; a filter too many for a pair has outgoing zeros; norms and biases keep
+the recipe's rate.
 """
 
 from __future__ import annotations
