@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
     from nasbench_grow.growing.nni_space import GrowableSpace
 
-PATIENCE = 20
-"""A strategy that draws so many networks in a row that it has drawn before is at its end."""
-
 
 @dataclass(frozen=True)
 class MultiTrialSettings:
@@ -104,19 +101,14 @@ class MultiTrial(NniSearch):
         dimensions = len(space.structures.groups) + len(space.structures.layers)
         tried: dict[Tried, float | None] = {}
         chosen: tuple[float, Tensor] | None = None
-        known = 0  # networks in a row that were tried before: they have their score already
         with Draws(lambda: self.strategy(job, dimensions, trials), space) as draws:
-            while known < PATIENCE and (sample := draws.next()) is not None:
+            for network, sample in draws.untried(tried, lambda drawn: which(space, space.present(drawn))):
                 present = space.present(sample)
-                network = which(space, present)
-                known = known + 1 if network in tried else 0
-                if not known:
-                    left -= job.trial_macs(space.structures.macs(present), epochs)
-                    if left < 0:
-                        break
-                    tried[network] = yield from trial(job, extract(space.structures, space.dense, present), epochs)
-                score = tried[network]
-                draws.tell(score)
+                left -= job.trial_macs(space.structures.macs(present), epochs)
+                if left < 0:
+                    break
+                score = yield from trial(job, extract(space.structures, space.dense, present), epochs)
+                tried[network] = score
                 if score is not None and (chosen is None or score > chosen[0]):
                     chosen = score, present
         if chosen is None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from nni import NoMoreTrialError
 from nni.nas.execution import ExecutionEngine
@@ -20,6 +20,11 @@ from nni.nas.space import ExecutableModelSpace, ModelStatus, RawFormatModelSpace
 from nni.nas.strategy import TPE, Strategy
 
 from nasbench_grow.growing.nni_space import GrowableSpace, Sample
+
+PATIENCE = 20
+"""A strategy that draws so many networks in a row that it has drawn before is at its end."""
+
+Network = TypeVar("Network", bound=Hashable)
 
 
 class Draws:
@@ -58,6 +63,25 @@ class Draws:
     def tell(self, score: float | None) -> None:
         """Gives the score of the last sample (higher is better); None: it has none, because its training failed."""
         self._engine.answers.put(score)
+
+    def untried(
+        self, scores: Mapping[Network, float | None], which: Callable[[Sample], Network]
+    ) -> Iterator[tuple[Network, Sample]]:
+        """The networks that were not drawn before, each with its sample, until the strategy has no more or seems to be
+        at its end (:data:`PATIENCE`).
+
+        Args:
+            scores: of the networks so far; the score of each is put here before the next is asked for, and is told to
+                the strategy whenever it draws that network again.
+            which: the network that a sample is.
+        """
+        known = 0
+        while known < PATIENCE and (sample := self.next()) is not None:
+            network = which(sample)
+            known = known + 1 if network in scores else 0
+            if not known:
+                yield network, sample
+            self.tell(scores[network])
 
     def _run(self) -> None:
         """Makes the strategy and runs it to its end, in its thread."""

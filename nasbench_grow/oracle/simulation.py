@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from nasbench_grow.base.errors import UserError
-from nasbench_grow.growing.multi_trial import PATIENCE
 from nasbench_grow.harness import registry
 from nasbench_grow.oracle.grid import GRID, Architecture
 from nasbench_grow.oracle.table import KEYS, Table
@@ -101,16 +100,12 @@ def _search(
     from nasbench_grow.growing.nni_draws import Draws
 
     scores: dict[Architecture, float] = {}
-    macs, seconds, known = 0, 0.0, 0
+    macs, seconds = 0, 0.0
     with Draws(strategy, space) as draws:
-        while known < PATIENCE and (sample := draws.next()) is not None:
-            drawn = space.network(sample)
-            known = known + 1 if drawn in scores else 0
-            if not known:
-                entry = table.query(*drawn, epoch=epochs)
-                macs, seconds = macs + entry.train_macs, seconds + entry.seconds
-                if macs > limit:
-                    break
-                scores[drawn] = entry.val
-                yield macs, seconds, table.query(*max(scores, key=lambda each: scores[each])).val
-            draws.tell(scores[drawn])
+        for drawn, _ in draws.untried(scores, space.network):
+            entry = table.query(*drawn, epoch=epochs)
+            macs, seconds = macs + entry.train_macs, seconds + entry.seconds
+            if macs > limit:
+                break
+            scores[drawn] = entry.val
+            yield macs, seconds, table.query(*max(scores, key=lambda each: scores[each])).val
