@@ -81,6 +81,12 @@ def test_every_node_keeps_two_edges_by_their_strongest_operation_apart_from_none
     }
 
 
+def test_operations_of_fixed_widths_are_pytorchs_own(mixed):
+    convolutions = [module for module in mixed.modules() if isinstance(module, (nn.Conv2d, nn.BatchNorm2d))]
+    assert len(convolutions) > 500
+    assert {type(module) for module in convolutions} == {nn.Conv2d, nn.BatchNorm2d}, "NNI's are slow"
+
+
 def test_alphas_of_a_kind_of_cell_are_shared_and_no_weights(mixed):
     alphas = alphas_of(mixed)
     assert len(alphas) == 2 * (2 + 3 + 4 + 5), "edges of four nodes, in normal and in reduction cells"
