@@ -5,8 +5,8 @@ From a seed without removable layers, a block joins the next stage every K epoch
 and before the network has converged. Where the best validation accuracy rose by less than ``threshold`` within J
 epochs, the stage that grew last stops for good; when all have stopped or are full, the network trains by the whole
 schedule. A block starts at its initial weights, its last norm at random ones (GauInit, theirs), uniform ones or zeros.
-In their code: growing by group, the running maximum of the accuracy, 0.05 points, J of 100 epochs (CIFAR) or 30
-(ImageNet), then 200 (90) epochs of training, blocks up to 200 a stage. Its AdamInit is not offered.
+In their code: growing by group, K of one epoch, the running maximum of the accuracy, 0.05 points, J of 100 epochs
+(CIFAR) or 30 (ImageNet), then 200 (90) epochs of training, blocks up to 200 a stage. Its AdamInit is not offered.
 
 Ours: K is such that the depth of the dense backbone, which is the deepest here, would be reached after ``growth`` of
 the run, and J is shorter than theirs, or all stages were full before the first decision. Growth is judged on the search
@@ -17,16 +17,27 @@ not, more blocks join in turn.
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from nasbench_grow import Space, discover, select, uniform_keys
-from nasbench_grow.contract import ElasticModel, Job, Method, Run, Task, check_choices, check_positive, check_share
+from nasbench_grow.contract import (
+    Callback,
+    ElasticModel,
+    Job,
+    Method,
+    Run,
+    Stage,
+    Task,
+    check_choices,
+    check_positive,
+    check_share,
+)
 
 Initialiser = Literal["gaussian", "uniform", "zero"]
 UNSPENT = 0.01
@@ -69,7 +80,7 @@ def at_depth(space: Space, layers: Tensor, limit: float, granularity: int) -> Te
     return select(space, uniform_keys(space).masked_fill(~present, -torch.inf), limit, granularity)
 
 
-class Initialising:
+class Initialising(Callback):
     """Sets the last norms of new blocks; plain layers, and branches that end with a convolution, keep what they have.
 
     Args:
@@ -89,6 +100,14 @@ class Initialising:
                 for tensor in tensors:
                     drawn = draw(tensor.shape, generator=self.draws)
                     tensor.copy_(torch.zeros_like(drawn) if self.initialiser == "zero" else drawn)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the draws stand."""
+        return {"draws": self.draws.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on drawing."""
+        self.draws.set_state(state["draws"])
 
 
 class AutoGrow(Method):
@@ -116,21 +135,24 @@ class AutoGrow(Method):
         present = at_depth(space, torch.ones(len(space.layers), dtype=torch.bool), limit, job.granularity)
         present[space.filters :] = False
         model.resize(present)
-        to_grow = deque(stage.tolist() for stage in space.stages())
-        grown: list[int] = []  # what the stage that grew last may still get
-        best: list[float] = []  # the best score so far, after each period
-        while True:
+
+        def grow(before: tuple[list[float], list[list[int]]]) -> Generator[Stage, None, Any]:
+            """A period: takes and gives the best score after each so far, and the layers that every stage may still
+            get, that whose turn it is first, the one that grew last at the end."""
+            best, to_grow = before
             yield from job.fit(model, epochs=period, span=(large, large), searching=True)
-            best.append(max([*best[-1:], job.score(model.network)]))
+            best = [*best, max([*best[-1:], job.score(model.network)])]
             if len(best) > patience and best[-1] - best[-1 - patience] < settings.threshold:
-                grown.clear()
-            to_grow = deque(filter(None, to_grow))
+                to_grow = to_grow[:-1]
+            to_grow = [stage for stage in to_grow if stage]
             if not to_grow:
-                break
-            grown = to_grow[0]
-            present[grown.pop(0)] = True
-            to_grow.rotate(-1)
+                return None
+            present = model.structures.clone()
+            present[to_grow[0][0]] = True
             model.resize(present, newborn=initialising)
-        model.resize(at_depth(space, present[space.filters :], limit, job.granularity))
+            return best, [*to_grow[1:], to_grow[0][1:]]
+
+        yield from job.rounds(model, grow, ([], [stage.tolist() for stage in space.stages()]), initialising)
+        model.resize(at_depth(space, model.structures[space.filters :], limit, job.granularity))
         yield from job.fit(model)
         return model.network

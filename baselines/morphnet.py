@@ -18,6 +18,7 @@ a ``strength`` of 1 hardly a filter dies, and what comes out is uniform width; 1
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from nasbench_grow import Space, discover, extract, select, widen
 from nasbench_grow.baselines.slimming import Scales, reach, without_scales
-from nasbench_grow.contract import Callback, ElasticModel, Job, Method, Run, Task, check_positive, check_share
+from nasbench_grow.contract import Callback, ElasticModel, Job, Method, Run, Stage, Task, check_positive, check_share
 
 UPDATES = 20
 """How often in an epoch prices follow the filters alive."""
@@ -158,12 +159,14 @@ class MorphNet(Method):
             settings.shrunk * job.budget * job.dense_macs,
         )
         pieces = max(1, int(share * job.epochs))
-        for piece in range(pieces):
+
+        def train(piece: int) -> Generator[Stage, None, int | None]:
             span = (share * piece / pieces, share * (piece + 1) / pieces)
             epochs = share * job.epochs / pieces
             yield from job.fit(model, shrinking, epochs=epochs, span=span, searching=True)
-            if shrinking.found is not None:
-                break
+            return piece + 1 if shrinking.found is None and piece + 1 < pieces else None
+
+        yield from job.rounds(model, train, 0, shrinking)
         alive = shrinking.alive(model) if shrinking.found is None else shrinking.found
         model = job.model(expanded(space, job.build(), alive, job))
         yield from job.fit(model)

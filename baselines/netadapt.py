@@ -6,13 +6,14 @@ here MACs. For every layer the largest width is found that saves enough, its fil
 network is fine-tuned shortly on the training samples that are not held out, and that of the best score on those held
 out goes on. At the end it is fine-tuned on all of them. Published (the authors' code, MobileNet on CIFAR-10 by MACs):
 30 iterations at most, the first saves 0.025 of the MACs, each 0.96 of what the one before does, 500 steps of short
-fine-tuning at a hundredth of the first learning rate, widths in multiples of 8; their long fine-tuning has that rate,
-too, where here the recipe's one schedule goes on, as after any pruning.
+fine-tuning at a hundredth of the first learning rate, widths in multiples of 8, proposals judged on the training
+images; their long fine-tuning has that rate, too, where here the recipe's one schedule goes on, as after any pruning.
 
 Ours: the first saving is such that 30 iterations end at the budget (0.028 for half the MACs); the length of the short
-trainings follows from ``total``, where theirs cost some seven trainings, so that a short run has short ones (one step
-at least); a group of coupled filters is one layer; of equal scores the smaller network wins; where no layer alone can
-save enough, less is asked for. Layers themselves stay: they are not what the method searches.
+trainings follows from ``total`` (theirs, 500 steps for each of 14 layers and the judging, come to some three of their
+trainings of 150 epochs), so that a short run has short ones (one step at least); a group of coupled filters is one
+layer; of equal scores the smaller network wins; where no layer alone can save enough, less is asked for. Layers
+themselves stay: they are not what the method searches.
 """
 
 from __future__ import annotations
@@ -156,8 +157,8 @@ class NetAdapt(Pruning):
         rest, _ = job.search_splits
         epochs = short_steps(job, len(model.space.groups), settings) / rest.steps_per_epoch(job.recipe.batch_size)
         highest = job.recipe.warmup, job.recipe.warmup  # a span of one learning rate
-        saving = savings(job.budget, settings)[0] * job.dense_macs
-        while model.macs > target:
+
+        def iteration(saving: float) -> Generator[Stage, None, float | None]:
             options: list[Tensor] = []
             while not options:
                 limit = max(target, model.macs - saving)
@@ -176,4 +177,7 @@ class NetAdapt(Pruning):
             yield from job.fit(
                 model, Proposal(best), epochs=epochs, span=highest, rate=settings.short_rate, searching=True
             )
-            saving *= settings.decay
+            return saving * settings.decay if model.macs > target else None
+
+        if model.macs > target:
+            yield from job.rounds(model, iteration, savings(job.budget, settings)[0] * job.dense_macs)

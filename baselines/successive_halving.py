@@ -12,7 +12,7 @@ on goes on in it. NNI has no such strategy for architectures; the networks are d
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -83,8 +83,9 @@ class SuccessiveHalving(NniSearch):
         winners: list[tuple[float, Tensor]] = []
         for bracket in range(self.settings.brackets):
             lengths = self.lengths(job, bracket)
-            arms = [new_arm(job, space, draws, drawn) for _ in range(self.beginners(job, lengths))]
-            winner = yield from self.tournament(job, arms, lengths)
+            beginners = self.beginners(job, lengths)
+            arms = (new_arm(job, space, draws, drawn) for _ in range(beginners))
+            winner = yield from self.tournament(job, arms, beginners, lengths)
             winners += [] if winner is None else [winner]
         if not winners:
             raise DivergedError(f"the training loss of all {len(drawn)} networks became infinite or NaN")
@@ -124,24 +125,26 @@ class SuccessiveHalving(NniSearch):
         return number
 
     def tournament(
-        self, job: Job, arms: list[Arm], lengths: list[float]
+        self, job: Job, arms: Iterable[Arm], beginners: int, lengths: list[float]
     ) -> Generator[Stage, None, tuple[float, Tensor] | None]:
-        """Trains and judges the arms rung by rung; the best of the last rung with its score, None if all diverged."""
-        beginners, longest, begin = len(arms), lengths[-1], 0.0
+        """Trains and judges the arms rung by rung; the best of the last rung with its score, None if all diverged. Held
+        and kept are only those that may still go on."""
+        longest, begin = lengths[-1], 0.0
         ranked: list[tuple[float, Arm]] = []
-        for rung, end in enumerate(lengths):
-            number = max(1, beginners // self.settings.reduction**rung)
-            arms = arms if rung == 0 else [arm for _, arm in ranked[:number]]
-            ranked = []
+        for rung, end in enumerate(lengths, 1):
+            ranked, span = [], (begin / longest, end / longest)
             for arm in arms:
-                span = (begin / longest, end / longest)
                 try:
                     yield from job.fit(arm.model, epochs=end - begin, span=span, searching=True)
                 except DivergedError:
+                    job.let_go(arm.model)
                     continue
-                ranked.append((job.score(arm.model.network), arm))
-            ranked.sort(key=lambda each: -each[0])
-            begin = end
+                ranked = sorted([*ranked, (job.score(arm.model.network), arm)], key=lambda each: -each[0])
+                if len(ranked) > max(1, beginners // self.settings.reduction**rung):
+                    job.let_go(ranked.pop()[1].model)
+            arms, begin = [arm for _, arm in ranked], end
+        for _, arm in ranked:
+            job.let_go(arm.model)
         return (ranked[0][0], ranked[0][1].present) if ranked else None
 
 

@@ -91,6 +91,63 @@ class TrainsOnAfterTrial(Nasty):
         return model.network
 
 
+class Rounds(Nasty):
+    """Narrows a network round after round, to what its weights, a score and random numbers of its own say."""
+
+    name = "rounds"
+
+    class Draws(Callback):
+        def __init__(self):
+            self.generator = torch.Generator().manual_seed(0)
+
+        def state_dict(self):
+            return {"generator": self.generator.get_state()}
+
+        def load_state_dict(self, state):
+            self.generator.set_state(state["generator"])
+
+    def run(self, job):
+        model, draws = job.model(), self.Draws()
+
+        def narrow(before):
+            tried = yield from job.trial(model, Resizes(job), epochs=1)
+            share = 0.9 - 0.1 * len(before) * float(torch.rand((), generator=draws.generator)) - 0.01 * tried
+            model.resize(of_size(model, job, share * (1 - model.network.fc.weight.std().item())))
+            yield from job.fit(model, epochs=0.6, span=(0, 1), searching=True)
+            scores = [*before, job.score(model.network) + random.random()]
+            return None if len(scores) == 3 else scores
+
+        yield from job.fit(model, epochs=1)
+        yield from job.rounds(model, narrow, [], draws)
+        yield from job.fit(model)
+        return model.network
+
+
+class LetsGo(Nasty):
+    """Is done with the worse of two models in the middle of its run, and with the other one later."""
+
+    name = "lets-go"
+
+    def run(self, job):
+        present = job.model().space.full()
+        ranked = []
+        for _ in range(3):
+            model = job.model(extract(job.model().space, job.build(), present))
+            yield from job.fit(model, epochs=1, span=(0, 0.5), searching=True)
+            ranked = sorted([*ranked, (job.score(model.network) + random.random(), model)], key=lambda each: each[0])
+            if len(ranked) == 2:
+                job.let_go(ranked.pop(0)[1])
+            present = of_size(job.model(), job, 0.5 + 0.2 * random.random())
+        best = ranked[0][1]
+        yield from job.fit(best, epochs=1, span=(0.5, 1), searching=True)
+        share = 0.4 + 0.1 * job.score(best.network)
+        job.let_go(best)
+        last = job.model()
+        last.resize(of_size(last, job, share))
+        yield from job.fit(last)
+        return last.network
+
+
 class EndsWithTrial(Nasty):
     """Tries something after its last training."""
 

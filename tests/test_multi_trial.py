@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from nni.algorithms.hpo.tpe_tuner import TpeTuner
 from searches import EPOCHS, JUDGED, SAMPLES, Chain, Table, every_width, result, search_job, table, widths_of
+from test_netadapt import Weighing
 from tiny_networks import EXAMPLE, Plain, Residual
 
 from nasbench_grow import UserError, count_macs
@@ -177,6 +178,15 @@ def macs_of(widths: Widths) -> int:
     """MACs of a Plain network, by hand."""
     first, second, third = widths
     return 64 * 9 * first + 16 * 9 * first * second + 4 * 9 * second * third + 10 * third
+
+
+def test_successive_halving_keeps_the_networks_that_may_go_on_and_no_others() -> None:
+    storage = Weighing()
+    settings = HalvingSettings(total=3.0, reduction=3, rungs=2, longest=1.0)
+    job = search_job(lambda: Plain(24), score=by_width, storage=storage)
+    stages = SuccessiveHalving(settings).run(job)
+    trained = {widths_of(stage.network) for stage in stages if stage.purpose == "search"}
+    assert len(trained) >= 9 and storage.most <= len(trained) // 3 + 2, "those, the worst of them, the one under way"
 
 
 def test_as_many_brackets_as_rungs_are_hyperband() -> None:

@@ -20,6 +20,16 @@ from nasbench_grow.harness import registry
 BATCH = 8
 
 
+class Weighing(Kept):
+    """Counts the networks that are kept at a time, at most."""
+
+    most = 0
+
+    def write(self, name: str, state: Any) -> None:
+        super().write(name, state)
+        self.most = max(self.most, sum("model" in self.read(each) for each in self.states))
+
+
 class Halves(FewBatches):
     """Noise, the last batch of which a search is judged on."""
 
@@ -227,6 +237,12 @@ def test_killed_anywhere_it_ends_with_the_same_bits():
         stages.close()
     resumed, _ = run(method, job(storage=storage))
     assert equal(whole, resumed)
+
+
+def test_of_all_iterations_only_the_last_network_is_kept():
+    storage = Weighing()
+    run(few(iterations=4), adapting(budget=0.5, storage=storage))
+    assert storage.most == 3, "the dense network, the last iteration, the training under way"
 
 
 @pytest.mark.parametrize(

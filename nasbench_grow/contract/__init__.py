@@ -2,7 +2,7 @@
 
 from nasbench_grow.contract.callback import Callback
 from nasbench_grow.contract.growth import Growth, GrowthSettings, Widening, copy_filters, scale_consumers
-from nasbench_grow.contract.job import SEARCH_SHARE, DivergedError, Job
+from nasbench_grow.contract.job import SEARCH_SHARE, Job
 from nasbench_grow.contract.method import FixedNetwork, Method, Run
 from nasbench_grow.contract.pruning import (
     PruneAndTune,
@@ -14,7 +14,7 @@ from nasbench_grow.contract.pruning import (
 )
 from nasbench_grow.contract.settings import MethodName, check_choices, check_positive, check_share, check_types
 from nasbench_grow.contract.source import Source
-from nasbench_grow.contract.stage import Restructuring, Stage
+from nasbench_grow.contract.stage import DivergedError, Restructuring, Stage
 from nasbench_grow.contract.task import Batch, Recipe, Split, Splits, Task, TrainSplit
 from nasbench_grow.structure.elastic import ElasticModel
 

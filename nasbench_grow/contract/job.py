@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from functools import cached_property
 from itertools import chain, count, islice
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from nasbench_grow.contract.journal import Journal, Memory, Step, Storage
 from nasbench_grow.contract.runtime import Runtime
 from nasbench_grow.contract.schedule import Schedule
 from nasbench_grow.contract.source import Source
-from nasbench_grow.contract.stage import Restructuring, Stage
+from nasbench_grow.contract.stage import DivergedError, Restructuring, Stage
 from nasbench_grow.contract.task import Batch, Recipe, Split, TrainSplit
 from nasbench_grow.cost.macs import count_macs
 from nasbench_grow.cost.meter import TrainingMeter
@@ -36,10 +37,6 @@ SEARCH_SHARE = 0.1
 
 Price = Callable[[Space, nn.Module], Callable[[Tensor], float]]
 """Makes, for a space and its dense model, the function that gives the seconds of a training step of structures."""
-
-
-class DivergedError(Exception):
-    """The training loss is no longer a finite number."""
 
 
 class Job:
@@ -95,6 +92,7 @@ class Job:
         self._score, self._source, self._ambient = score, source, ambient
         self._dense_macs: int | None = None
         self._accelerated: tuple[nn.Module, nn.Module] | None = None
+        self._trainings: WeakKeyDictionary[ElasticModel, list[str]] = WeakKeyDictionary()  # names of their steps
         self._latest: ElasticModel | None = None
         self.sampled: nn.Module | None = None
         """The network of the last stage of training, search apart, also where the run was taken up again after it."""
@@ -251,6 +249,45 @@ class Job:
             finally:
                 model.load_state_dict(before)
 
+    def rounds(
+        self,
+        model: ElasticModel,
+        once: Callable[[Any], Generator[Stage, None, Any]],
+        carried: Any,
+        callback: Callback | None = None,
+    ) -> Generator[Stage, None, None]:
+        """Repeats a part of a search that trains one model on: of all rounds the run keeps only where the last one
+        ended, and is taken up in the round after it.
+
+        Args:
+            model: what the rounds train and change.
+            once: a round, with trainings (``searching``), trials and scores of its own. It takes what the one before
+                handed on, and gives what it hands on itself (numbers, strings, tensors, lists, dicts); None: it was
+                the last.
+            carried: what the first round is handed.
+            callback: what else changes from round to round.
+        """
+        callback = callback or Callback()
+        with self._journal.step("series of rounds") as step:
+            if step.state is not None:
+                model.load_state_dict(step.state["model"])
+                callback.load_state_dict(step.state["callback"])
+                self._go_on(step)
+                carried, self._journal.next = step.state["carried"], step.state["next"]
+            while carried is not None:
+                carried = yield from once(carried)
+                state = {"model": model.state_dict(), "callback": callback.state_dict(), **self._surroundings()}
+                step.keep({**state, "carried": carried, "next": self._journal.next}, done=carried is None)
+
+    def let_go(self, model: ElasticModel) -> None:
+        """Says that a method is done with a model: what its trainings arrived at is not kept any longer.
+
+        A run that is taken up passes over them and leaves the model as it was made. So only its scores may have been
+        used, nothing that the method worked out of its weights by itself.
+        """
+        for name in self._trainings.pop(model, []):
+            self._journal.thin(name, ("model", "callback"))
+
     def score(self, network: nn.Module) -> float:
         """How good a network is on the search split: part of the training samples, neither validation nor test.
 
@@ -335,6 +372,7 @@ class Job:
         """One training, taken up where the journal says that it stands."""
         clock = schedule.clock
         with self._journal.step("fit") as step:
+            self._trainings.setdefault(model, []).append(step.name)
             if step.state is not None:
                 self._take_up(step, model, callback, clock)
                 if purpose == "training":
@@ -421,8 +459,11 @@ class Job:
 
     def _take_up(self, step: Step, model: ElasticModel, callback: Callback, clock: Clock) -> None:
         assert step.state is not None
-        model.load_state_dict(step.state["model"])
-        callback.load_state_dict(step.state["callback"])
+        if not step.done:
+            step.forget_inside()
+        if "model" in step.state:  # else it was let go
+            model.load_state_dict(step.state["model"])
+            callback.load_state_dict(step.state["callback"])
         self._go_on(step)
         clock.move_to(step.state["step"])
 
@@ -449,8 +490,6 @@ class Job:
     def _go_on(self, step: Step) -> None:
         """Everything around is as it was when the step was kept."""
         assert step.state is not None
-        if not step.done:
-            step.forget_inside()
         self.meter.load_state_dict(step.state["meter"])
         self.clock.move_to(step.state["clock"])
         randomness.put_back(step.state["random"], device_of(self.example))

@@ -6,12 +6,13 @@ between is computed again, to the same end. The first step that the journal does
 stopped.
 
 Each step has a name, its number in the order of the code, and is one entry of a storage. The steps inside a step are
-numbered ``3.0``, ``3.1``, ... and are forgotten when it is done.
+numbered ``3.0``, ``3.1``, ... and are forgotten when it is done, or, of a step that goes on after them, whenever it
+keeps where it stands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -56,7 +57,8 @@ class Journal:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self._prefix = ""
-        self._next = 0
+        self.next = 0
+        """Number that the next step will have, among those inside the same one."""
 
     @property
     def inside(self) -> str:
@@ -65,25 +67,31 @@ class Journal:
 
     @contextmanager
     def step(self, kind: str) -> Iterator[Step]:
-        """The next step of the code, of some kind (``fit``, ``trial``, ``score``); steps taken inside are part of it.
+        """The next step of the code, of some kind (``fit``, ``trial``, ...); steps taken inside are part of it.
 
         Raises:
             UserError: the storage has a step of another kind in its place, as other code left it.
         """
-        name = f"{self._prefix}{self._next}"
-        outside = self._prefix, self._next + 1
-        self._prefix, self._next = f"{name}.", 0
+        name = f"{self._prefix}{self.next}"
+        outside = self._prefix, self.next + 1
+        self._prefix, self.next = f"{name}.", 0
         try:
             yield Step(name, kind, self)
         finally:
-            self._prefix, self._next = outside
+            self._prefix, self.next = outside
+
+    def thin(self, name: str, fields: Collection[str]) -> None:
+        """Drop these fields from what is kept of a step that is done."""
+        state = self.storage.read(name)
+        if state is not None and state["done"] and not state.keys().isdisjoint(fields):
+            self.storage.write(name, {field: value for field, value in state.items() if field not in fields})
 
 
 class Step:
     """One step: not begun, begun or done."""
 
     def __init__(self, name: str, kind: str, journal: Journal) -> None:
-        self._name, self._kind, self._journal, self._storage = name, kind, journal, journal.storage
+        self.name, self._kind, self._journal, self._storage = name, kind, journal, journal.storage
         self.state = self._storage.read(name)
         """What was kept last; None: nothing."""
         if self.state is not None and self.state["kind"] != kind:
@@ -103,15 +111,15 @@ class Step:
         Raises:
             UserError: a step inside goes on.
         """
-        if self._journal.inside != f"{self._name}.":
+        if self._journal.inside != f"{self.name}.":
             raise UserError(
                 "two trainings of this method take turns stage by stage, so that they could not be taken up again; let "
                 "one end before the other goes on, e.g. job.fit(model, epochs=1) in turn"
             )
         self.state = {**state, "kind": self._kind, "done": done}
-        self._storage.write(self._name, self.state)
+        self._storage.write(self.name, self.state)
         self.forget_inside()
 
     def forget_inside(self) -> None:
         """Drop the steps taken inside so far: what was kept last comes after them."""
-        self._storage.forget(f"{self._name}.")
+        self._storage.forget(f"{self.name}.")

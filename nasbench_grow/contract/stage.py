@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from torch import nn
 
 
+class DivergedError(Exception):
+    """The training loss is no longer a finite number."""
+
+
 @dataclass(frozen=True)
 class Restructuring:
     """A change of structure within an epoch."""
