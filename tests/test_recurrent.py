@@ -80,12 +80,26 @@ def test_a_unit_leaves_with_all_that_belongs_to_it(kind, depth, bidirectional, f
         assert space.macs(present) == count_macs(small.float(), torch.zeros(1, 3, STEPS))
 
 
-def test_a_projected_lstm_keeps_its_outputs():
-    space = discover(
-        Tagger(nn.LSTM(4, UNITS, proj_size=UNITS - 1, batch_first=True), False).eval(), torch.zeros(1, 3, 5)
-    )
-    assert [group.name for group in space.groups] == ["conv"]
-    assert "projected" in space.fixed["layer"]
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize(("bidirectional", "from_state"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize(("projected", "units_each"), [(UNITS // 2, 2), (UNITS - 1, None)])
+def test_a_projected_feature_leaves_with_its_share_of_the_units(
+    depth, bidirectional, from_state, projected, units_each
+):
+    """Where the units cannot be shared evenly, all of them stay."""
+    torch.manual_seed(0)
+    layer = nn.LSTM(4, UNITS, depth, proj_size=projected, bidirectional=bidirectional, batch_first=True)
+    model = Tagger(layer, from_state)
+    space = discover(model, torch.zeros(1, 3, STEPS))
+    assert {group.name: group.size for group in space.groups} == {"conv": 4, "layer": projected}
+    model.double()
+    inputs = torch.randn(2, 3, STEPS, dtype=torch.double)
+    for seed in range(3):
+        present = random_structures(space, seed)
+        small, width = extract(space, model, present), int(present[space.groups[1].structures].sum())
+        assert torch.allclose(small(inputs), masked(space, model, present, inputs), rtol=0, atol=1e-12)
+        assert (small.layer.proj_size, small.layer.hidden_size) == (width, units_each * width if units_each else UNITS)
+        assert space.macs(present) == count_macs(small.float(), torch.zeros(1, 3, STEPS))
 
 
 def test_the_language_model_grows_in_embedding_and_both_layers():

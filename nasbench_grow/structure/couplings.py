@@ -31,11 +31,12 @@ from nasbench_grow.structure.exactness import OUTPUT
 from nasbench_grow.structure.layers import CONVS, NORMS
 from nasbench_grow.structure.recurrent import (
     RECURRENT,
+    features,
+    filter_axes,
     input_axes,
     original_name,
     outputs,
     state_axes,
-    unit_axes,
     with_stand_ins,
 )
 from nasbench_grow.structure.space import Axis, ChannelGroup, Layer, Space, WeightCost
@@ -190,14 +191,10 @@ class Couplings:
 
     def _tie_units(self, name: str, layer: nn.RNNBase) -> None:
         output = self._root(name)
-        if layer.proj_size:
-            self.fixed[name] = "its outputs are projected"
-            return
-        units = output[: layer.hidden_size]
-        self._join(output, np.tile(units, len(output) // len(units)))
-        for axis in unit_axes(name, layer):
-            entries = self._ids(axis, range(self._length(axis)))
-            self._join(entries, np.resize(units, len(entries)))
+        filters = output[: features(layer)]
+        self._join(output, np.resize(filters, len(output)))
+        for axis, owner in filter_axes(name, layer):
+            self._join(self._ids(axis, range(len(owner))), filters[owner])
             if axis[1] == 1:
                 self.consumers[axis] = None
                 self.late.append(axis)
@@ -283,8 +280,8 @@ class Couplings:
             if axis[1] != NO_DIMENSION and (owner >= 0).any():
                 owners[axis] = torch.from_numpy(owner)
         for name, module in self.modules.items():
-            if isinstance(module, RECURRENT) and (units := owners.get((f"{name}.weight_hh_l0", 1))) is not None:
-                owners |= dict.fromkeys(state_axes(name, module), units)
+            if isinstance(module, RECURRENT):
+                owners |= {axis: owners[like] for axis, like in state_axes(name, module) if like in owners}
         return groups, owners
 
     def _passing(self, plain: list[Layer], groups: list[ChannelGroup], owners: dict[Axis, Tensor]) -> Iterator[Layer]:

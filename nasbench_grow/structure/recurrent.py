@@ -1,8 +1,10 @@
 """Recurrent layers in the configuration space: a hidden unit is a filter.
 
 A unit leaves all gates, the recurrent weights, the running state and every consumer's input together. The layers and
-directions inside one module have one width, so their units leave together too. The dependency graph cannot follow a
-recurrent module; while it is traced, a linear layer of the same sizes stands in for it.
+directions inside one module have one width, so their units leave together too. Where an LSTM projects its units to
+fewer features, a filter is a feature with its share of the units; where they cannot be shared evenly, all units stay.
+The dependency graph cannot follow a recurrent module; while it is traced, a linear layer of the same sizes stands in
+for it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,18 +22,28 @@ RECURRENT = nn.RNNBase
 _Axis = tuple[str, int]
 
 
+def features(layer: nn.RNNBase) -> int:
+    """Features that one direction of a recurrent layer gives at each time step: its units, or what they project to."""
+    return layer.proj_size or layer.hidden_size
+
+
 def outputs(layer: nn.RNNBase) -> int:
-    """Features that a recurrent layer gives at each time step: its units, once a direction."""
-    return (layer.proj_size or layer.hidden_size) * (1 + layer.bidirectional)
+    """Features that a recurrent layer gives at each time step."""
+    return features(layer) * (1 + layer.bidirectional)
 
 
-def unit_axes(name: str, layer: nn.RNNBase) -> Iterator[_Axis]:
-    """The axes of the module's weights along which its units run: all units once a gate or direction, in the same order
-    each time."""
+def filter_axes(name: str, layer: nn.RNNBase) -> Iterator[tuple[_Axis, np.ndarray]]:
+    """The axes of the module's weights that its filters run along, each with the filter of every entry: all of them
+    once a gate or direction, in the same order each time."""
+    filters = np.arange(features(layer))
+    units, rest = divmod(layer.hidden_size, len(filters))
     for key, parameter in layer.named_parameters():
-        yield f"{name}.{key}", 0
-        if parameter.ndim == 2 and not key.startswith("weight_ih_l0"):
-            yield f"{name}.{key}", 1
+        for dim, length in enumerate(parameter.shape):
+            if dim == int(key.startswith("weight_hr")):  # along units
+                if not rest:
+                    yield (f"{name}.{key}", dim), np.resize(np.repeat(filters, units), length)
+            elif not key.startswith("weight_ih_l0"):
+                yield (f"{name}.{key}", dim), np.resize(filters, length)
 
 
 def input_axes(name: str, layer: nn.RNNBase) -> Iterator[_Axis]:
@@ -40,10 +53,12 @@ def input_axes(name: str, layer: nn.RNNBase) -> Iterator[_Axis]:
             yield f"{name}.{key}", 1
 
 
-def state_axes(name: str, layer: nn.RNNBase) -> Iterator[_Axis]:
-    """The axes of the module's buffers, in which a network may carry hidden states along: units come last."""
+def state_axes(name: str, layer: nn.RNNBase) -> Iterator[tuple[_Axis, _Axis]]:
+    """The axes of the module's buffers, in which a network may carry states along, each with an axis of its weights
+    that has the same filters: units, or what they project to, come last."""
     for key, buffer in layer.named_buffers(recurse=False):
-        yield f"{name}.{key}", buffer.ndim - 1
+        projected = layer.proj_size and buffer.shape[-1] == layer.hidden_size
+        yield (f"{name}.{key}", buffer.ndim - 1), (f"{name}.{'weight_hr_l0' if projected else 'weight_hh_l0'}", 1)
 
 
 def resize(layer: nn.RNNBase, original: nn.Module) -> None:
@@ -52,6 +67,8 @@ def resize(layer: nn.RNNBase, original: nn.Module) -> None:
     gates = original.get_parameter("weight_hh_l0").shape[0] // original.hidden_size
     layer.input_size = layer.get_parameter("weight_ih_l0").shape[1]
     layer.hidden_size = layer.get_parameter("weight_hh_l0").shape[0] // gates
+    if layer.proj_size:
+        layer.proj_size = layer.get_parameter("weight_hh_l0").shape[1]
 
 
 def flatten(network: nn.Module) -> nn.Module:
@@ -84,7 +101,7 @@ class _StandIn(nn.Module):
         like = layer.weight_hh_l0
         self.stand_in = nn.Linear(layer.input_size, outputs(layer), device=like.device, dtype=like.dtype)
         vars(self).update({key: getattr(layer, key) for key in nn.RNNBase.__constants__})  # the model may ask for them
-        self.is_lstm, self.num_layers = isinstance(layer, nn.LSTM), layer.num_layers
+        self.is_lstm, self.features, self.num_layers = isinstance(layer, nn.LSTM), features(layer), layer.num_layers
         for name, buffer in layer.named_buffers(recurse=False):
             self.register_buffer(name, buffer, persistent=False)
 
@@ -92,6 +109,8 @@ class _StandIn(nn.Module):
         """Output at every time step; the last one as the state of every layer and direction."""
         output = self.stand_in(inputs)
         last = output.select(1 if self.batch_first else 0, -1)
-        ends = list(last.split(self.hidden_size, dim=-1)) if self.bidirectional else [last]
+        ends = list(last.split(self.features, dim=-1)) if self.bidirectional else [last]
         state = torch.stack(ends * self.num_layers)
-        return output, (state, state) if self.is_lstm else state
+        if not self.is_lstm:
+            return output, state
+        return output, (state, state.new_zeros(*state.shape[:-1], self.hidden_size) if self.proj_size else state)
