@@ -55,9 +55,10 @@ examples:
   nasbench-grow run --method grow --task cifar10 --backbone resnet18 --budget 0.25 --seed 1 --epochs 20 --json"""
 
 _GROW_EPILOG = """\
-FOLDER holds one sub-folder of images for each class, or `train` and `val` that do; where it is not divided, a share of
-each class is held out. OUT holds afterwards: model.safetensors (nasbench_grow.load reads it), model.onnx (with the
-extra `onnx`), README.md (what the network is, how good and how fast), history.csv, growth.png, and the folder `run`.
+FOLDER holds one sub-folder of images for each class, or `train`, `val` and perhaps `test` that do: the last judges the
+finished network. Where it is not divided, a share of each class is held out. OUT holds afterwards: model.safetensors
+(nasbench_grow.load reads it), model.onnx (with the extra `onnx`), README.md (what the network is, how good and how
+fast), history.csv, growth.png, and the folder `run`.
 An interrupted run goes on after its last epoch when the same command is given again, to the same result.
 
 A checkpoint fills the dense model with trained weights; each filter and layer that joins the growing network brings
@@ -395,7 +396,7 @@ def _grow(arguments: argparse.Namespace) -> int:
     macs = dense.macs(cell.backbone, cell.task)
     with epoch_lines(cell, macs, lambda accuracy: f"accuracy {accuracy:.1%}") as tell:
         record = _followed(cell, store, tell, arguments.tensorboard)
-    print(describe(record, "validation"))
+    print(describe(record, task.judged_by()))
     if record["status"] == "ok":
         command = ["nasbench-grow", *arguments.words]
         for line in ship(cell, store, folder, class_names=task.class_names, command=command):

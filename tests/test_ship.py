@@ -204,6 +204,7 @@ def test_trained_weights_are_what_filters_arrive_with(photos: Path) -> None:
         (["--data", "lonely"], "lonely holds one class, 'ant'"),
         (["--data", "hollow"], "hollow/bee holds no image"),
         (["--data", "unlike"], "unlike/val has the class 'dog'"),
+        (["--data", "untested"], "untested/test has the class 'dog'"),
         (["--model", "resnet9000"], "unknown backbone 'resnet9000'; did you mean"),
         (["--model", "own_models_of_a_test:absent"], "has no attribute 'absent'"),
         (["--model", "no_such_module:f"], "No module named 'no_such_module'"),
@@ -237,6 +238,9 @@ def test_bad_input_is_one_line(photos: Path, more: list[str], words: str, capsys
     Path("hollow/bee").mkdir()
     shutil.copytree(photos, "unlike/train")
     shutil.copytree(photos / "ant", "unlike/val/dog")
+    shutil.copytree(photos, "untested/train")
+    shutil.copytree(photos, "untested/val")
+    shutil.copytree(photos / "ant", "untested/test/dog")
     torch.save(nn.Sequential(nn.Conv2d(3, 4, 3)).state_dict(), "other.pth")
     torch.save({"epoch": 3}, "nothing.pth")
     assert call(*more) == 2
@@ -252,6 +256,23 @@ def test_a_divided_folder_is_taken_as_it_is_and_other_tools_folders_are_passed_o
     tree = read_folder(Path("divided"), 0.2, 0)
     assert tree.class_names == list(CLASSES) and not tree.made_split
     assert (len(tree.train), {label for _, label in tree.val}) == (48, {2}), "classes by name, not by place"
+
+
+def test_images_to_test_on_judge_the_finished_network(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for part in ("train", "val", "test"):
+        shutil.copytree(photos, Path("three") / part)
+    shutil.rmtree("three/test/bee")  # 20 + 12 images of the first and the last class are left
+    assert call("--data", "three", "--method", "uniform") == 0
+    said = capsys.readouterr()
+    assert "128 images in 3 classes, 48 validate, 32 test" in said.err and "ok: test accuracy" in said.out
+    (path,) = Path("small/run/records").glob("*.json")
+    record = Store("small/run").record(path.stem)
+    assert record is not None
+    page = Path("small/README.md").read_text()
+    for part, metric, images in (("test", "test_metric", 32), ("validation", "val_metric", 48)):
+        assert f"| {part} accuracy | {100 * record[metric]:.4g}" in page
+        assert f"interval over {images} images" in page
+        assert record[metric] * images == pytest.approx(round(record[metric] * images), abs=1e-4)
 
 
 def test_classes_may_be_called_like_parts(photos: Path) -> None:

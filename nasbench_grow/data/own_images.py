@@ -22,8 +22,9 @@ from nasbench_grow.data.images import Normalisation
 from nasbench_grow.data.splits import balanced_order
 from nasbench_grow.data.trained_weights import put_weights, read_weights
 
-TRAIN, VAL = ("train", "training"), ("val", "valid", "validation", "test")
-"""Names of the sub-folders of a tree that is divided already; the first one found is taken."""
+TRAIN, VAL, TEST = ("train", "training"), ("val", "valid", "validation", "test"), ("test", "testing")
+"""Names of the sub-folders of a tree that is divided already; the first one found is taken. Where there is no folder to
+validate on, that is the test's task."""
 
 SUITE_AUGMENTATIONS = ("crop", "shift", "none")
 """Crops of random size, mirrored (for photographs); of one size, mirrored (for small images); nothing."""
@@ -40,6 +41,8 @@ class Tree:
     val: list[Sample]
     made_split: bool
     """Whether the validation images were held out here, and not by the user."""
+    test: list[Sample] | None = None
+    """What the finished network is judged by; None: the validation images."""
 
 
 class OwnImages(Classification):
@@ -58,7 +61,8 @@ class OwnImages(Classification):
     _checkpoint: ClassVar[Path | None]
 
     def load(self, device: torch.device, train_samples: int | None = None) -> Splits:
-        """The splits, decoded when needed, batches on ``device``; the validation images are the test split too.
+        """The splits, decoded when needed, batches on ``device``; where the folder has no images to test on, the
+        validation images are the test split too.
 
         Raises:
             UserError: ``train_samples`` is out of range.
@@ -77,8 +81,13 @@ class OwnImages(Classification):
                 [tree.train[index] for index in chosen], size, self.normalisation, device, transforms
             ),
             val=val,
-            test=val,
+            test=val if tree.test is None else FolderSplit(tree.test, size, self.normalisation, device),
         )
+
+    @classmethod
+    def judged_by(cls) -> str:
+        """What the images are called that the finished network is judged by."""
+        return "validation" if cls._tree.test is None else "test"
 
     def initialise(self, network: nn.Module, train: TrainSplit) -> None:
         """The weights of the checkpoint, if there is one: a filter that joins later brings its own of these."""
@@ -100,7 +109,7 @@ def own_images(
     """The task of a folder of images.
 
     Args:
-        folder: holds a sub-folder for each class, or ``train`` and ``val`` that do.
+        folder: holds a sub-folder for each class, or ``train``, ``val`` and perhaps ``test`` that do.
         image_size: height and width of what the network sees.
         recipe: how to train.
         augmentation: one of :data:`SUITE_AUGMENTATIONS`, or a policy of timm's (``rand-m9-mstd0.5``).
@@ -133,7 +142,9 @@ def own_images(
     whole = json.dumps([details, asdict(recipe), asdict(normalisation)], default=str, sort_keys=True)
     name = f"{folder.resolve().name}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
     held = f"{len(tree.val)} of them held out by seed {seed}" if tree.made_split else f"{len(tree.val)} validate"
-    summary = f"{len(tree.train) + len(tree.val):,} images in {len(tree.class_names)} classes, {held}"
+    tested = "" if tree.test is None else f", {len(tree.test)} test"
+    images = len(tree.train) + len(tree.val) + len(tree.test or ())
+    summary = f"{images:,} images in {len(tree.class_names)} classes, {held}{tested}"
     kept = {"_tree": tree, "_checkpoint": checkpoint}
     attributes = {
         "name": name,
@@ -164,13 +175,27 @@ def read_folder(folder: Path, val_share: float, seed: int) -> Tree:
         parts = _divided(samples, val_share, seed)
         return Tree(class_names, *parts, made_split=True)
     class_names, samples = read_tree(train)
-    val_names, val_samples = read_tree(val)
     _check_classes(train, class_names)
-    unknown = sorted(set(val_names) - set(class_names))
+    test = next((folder / name for name in TEST if name != val.name and _holds_folders(folder / name)), None)
+    return Tree(
+        class_names,
+        samples,
+        _part(val, train, class_names),
+        made_split=False,
+        test=None if test is None else _part(test, train, class_names),
+    )
+
+
+def _part(folder: Path, train: Path, class_names: list[str]) -> list[Sample]:
+    """The images of a part, with the numbers that their classes have in the part that is trained on."""
+    from nasbench_grow.data.image_folder import read_tree  # imports torchvision
+
+    names, samples = read_tree(folder)
+    unknown = sorted(set(names) - set(class_names))
     if unknown:
-        raise UserError(f"{val} has the class {unknown[0]!r}, {train} has not; give both the same sub-folders")
-    places = [class_names.index(name) for name in val_names]
-    return Tree(class_names, samples, [(path, places[label]) for path, label in val_samples], made_split=False)
+        raise UserError(f"{folder} has the class {unknown[0]!r}, {train} has not; give both the same sub-folders")
+    places = [class_names.index(name) for name in names]
+    return [(path, places[label]) for path, label in samples]
 
 
 def _holds_folders(folder: Path) -> bool:
@@ -249,7 +274,7 @@ class _Seeded:
 def _digest(folder: Path, tree: Tree) -> str:
     """A digest of the files' names, sizes and parts; their contents would take long to read."""
     digest = hashlib.sha256()
-    for part, samples in (("train", tree.train), ("val", tree.val)):
+    for part, samples in (("train", tree.train), ("val", tree.val), ("test", tree.test or ())):
         for path, label in samples:
             digest.update(f"{part} {label} {os.path.relpath(path, folder)} {os.path.getsize(path)}\n".encode())
     return digest.hexdigest()

@@ -17,7 +17,8 @@ def card(
     task: Task,
     record: Record,
     *,
-    samples: int,
+    validated: int,
+    tested: int | None,
     class_names: Sequence[str],
     command: str,
     files: Sequence[str],
@@ -29,7 +30,7 @@ def card(
 
     Args:
         cell, task, record: the finished run.
-        samples: how many samples validated.
+        validated, tested: how many samples did; None: none apart from those that validated.
         class_names: of the outputs; empty where nothing is known.
         command: what made the network.
         files: what stands beside the page.
@@ -43,7 +44,7 @@ def card(
         f"# {title}",
         f"Trained on `{task.title if isinstance(task, OwnImages) else cell.task}` by the method `{cell.method}` of "
         "nasbench-grow.",
-        _figures(task, record, samples),
+        _figures(task, record, validated, tested),
         "## Load it",
         f"```python\n{_loading(cell, task, alone)}\n```",
         _inputs(task),
@@ -66,15 +67,11 @@ _FILES = {
 }
 
 
-def _figures(task: Task, record: Record, samples: int) -> str:
+def _figures(task: Task, record: Record, validated: int, tested: int | None) -> str:
     """The table of what it reaches and costs."""
-    metric, unit = record["val_metric"], f" {task.metric_unit}" if task.metric_unit else ""
-    shown = "not a number" if metric is None else f"{metric * task.metric_scale:.4g}{unit}"
-    if metric is not None and task.metric == "accuracy":
-        low, high = (bound * task.metric_scale for bound in wilson(metric, samples))
-        shown += f" ({low:.1f} to {high:.1f}, {CONFIDENCE:.0%} interval over {samples:,} images)"
-    rows = [
-        (f"validation {task.metric}", shown),
+    rows = [] if tested is None else [(f"test {task.metric}", _metric(task, record["test_metric"], tested))]
+    rows += [
+        (f"validation {task.metric}", _metric(task, record["val_metric"], validated)),
         ("parameters", _of_dense(record["params"], record["dense_params"])),
         ("multiply-accumulates of one input", _of_dense(record["macs"], record["dense_macs"])),
     ]
@@ -90,6 +87,15 @@ def _figures(task: Task, record: Record, samples: int) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]) + (
         f"\n\nLatencies were measured on {_machine(record)}, in turn with the dense network's."
     )
+
+
+def _metric(task: Task, metric: float | None, samples: int) -> str:
+    unit = f" {task.metric_unit}" if task.metric_unit else ""
+    shown = "not a number" if metric is None else f"{metric * task.metric_scale:.4g}{unit}"
+    if metric is not None and task.metric == "accuracy":
+        low, high = (bound * task.metric_scale for bound in wilson(metric, samples))
+        shown += f" ({low:.1f} to {high:.1f}, {CONFIDENCE:.0%} interval over {samples:,} images)"
+    return shown
 
 
 def _of_dense(part: int, whole: int | None) -> str:

@@ -88,13 +88,14 @@ def ship(
     _write_history(store, key, folder / HISTORY)
     full = output_channels(registry.build_backbone(cell.backbone, task))
     pictured = _write_picture(store, record, full, folder / PICTURE)
-    samples = len(load_data(cell.task, registry.setup(cell.setup).device, cell.train_samples).val)
+    splits = load_data(cell.task, registry.setup(cell.setup).device, cell.train_samples)
     files = [path for path in (NETWORK, ONNX, HISTORY, PICTURE) if (folder / path).exists()]
     page = card(
         cell,
         task,
         record,
-        samples=samples,
+        validated=len(splits.val),
+        tested=None if splits.test is splits.val else len(splits.test),
         class_names=class_names,
         command=shlex.join(command),
         files=files,
