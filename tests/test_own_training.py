@@ -291,6 +291,20 @@ def test_a_layer_alone_and_a_lazy_one_are_one_line() -> None:
     refused("0 is a LazyLinear without sizes yet", lambda: discover(nn.Sequential(nn.LazyLinear(3)), EXAMPLE))
 
 
+def test_what_has_no_values_is_one_line() -> None:
+    with torch.device("meta"):
+        model = network()
+    refused("0 has parameters on the device 'meta'", lambda: discover(model, EXAMPLE))
+    refused("the example is on the device 'meta'", lambda: discover(network(), EXAMPLE.to("meta")))
+
+
+def test_tables_with_sparse_gradients_grow_by_the_default_recipe() -> None:
+    model = nn.Sequential(nn.EmbeddingBag(9, 16, sparse=True), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    data = [(torch.randint(9, (4, 5)), torch.arange(4) % 3)] * 8
+    grown = nasbench_grow.grow(model, torch.zeros(1, 5, dtype=torch.long), data, epochs=1, progress=False)
+    assert 0.3 < grown.macs / grown.dense_macs <= 0.5
+
+
 def test_every_public_function_says_what_it_takes() -> None:
     model = network()
     space = discover(model, EXAMPLE)

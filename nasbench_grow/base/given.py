@@ -41,6 +41,8 @@ def check_model(model: Any) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             raise UserError(f"{where} is compiled by TorchScript and cannot be cut; give the module it was made from")
         for parameter in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if parameter.is_meta:
+                raise UserError(f"{where} has parameters on the device 'meta', without values; build it on cpu or cuda")
             if isinstance(parameter, UninitializedParameter | UninitializedBuffer):
                 raise UserError(f"{where} is a {type(module).__name__} without sizes yet; run the model once before")
 
@@ -58,6 +60,8 @@ def check_example(example: Any) -> None:
             "axis, e.g. torch.zeros(1, 3, 32, 32), or a tuple or dict of tensors"
         )
     for tensor in found:
+        if tensor.is_meta:
+            raise UserError("the example is on the device 'meta', without values; give torch.zeros of its shape on cpu")
         if not tensor.numel():
             raise UserError(f"the example has a tensor of shape {tuple(tensor.shape)}; give a batch of at least one")
 

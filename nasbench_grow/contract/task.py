@@ -54,12 +54,18 @@ class Recipe:
             group["lr"] = rate if initial == fastest else rate * initial / fastest
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """SGD with Nesterov momentum; no weight decay on normalisation parameters and biases (1-d tensors)."""
-        decayed = [p for p in network.parameters() if p.ndim > 1]
-        plain = [p for p in network.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        """SGD with Nesterov momentum; no weight decay on normalisation parameters and biases (1-d tensors), and
+        neither decay nor momentum on tables with sparse gradients, all of whose rows would move by it."""
+        sparse = [module.weight for module in network.modules() if getattr(module, "sparse", None) is True]
+        others = [p for p in network.parameters() if all(p is not table for table in sparse)]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in others if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": sparse, "weight_decay": 0.0, "momentum": 0.0, "nesterov": False},
+        ]
         groups = [group for group in groups if group["params"]]
-        fused = all(p.device.type in ("cpu", "cuda") for p in decayed + plain)  # one kernel for all parameters
+        # one kernel for all parameters, where there is one
+        fused = not sparse and all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in others)
         return torch.optim.SGD(
             groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.momentum > 0, fused=fused
         )
