@@ -12,7 +12,7 @@ from torchvision.models.detection.backbone_utils import mobilenet_backbone, resn
 
 CLASSES = 10
 SIZE = 64
-LARGER = {"alexnet": 96, "inception_v3": 96, "vit_b_32": 224, "maxvit_t": 224}
+LARGER = {"alexnet": 96, "vit_b_32": 224, "ssd300_vgg16": 300}
 """Pixels of the images for the models that take none of :data:`SIZE`."""
 CLASSIFICATION = (
     "alexnet",
