@@ -12,6 +12,7 @@ from typing import Any
 import cells  # noqa: F401  (registers tiny_network)
 import pytest
 import torch
+from setups_here import only_with_channels_last
 from torch import Tensor
 
 from nasbench_grow.base.errors import UserError
@@ -129,7 +130,7 @@ def test_the_figure_shows_every_point_also_of_networks_that_are_slower_than_dens
 
 def test_every_variant_is_timed_in_every_layout_within_its_share(folder: Path) -> None:
     found = read(folder, "step_time")["networks"]
-    assert {network["setup"] for network in found} == {"cpu", "cpu-channels-last"}
+    assert {network["setup"] for network in found} == {setup.name for setup in step_time.cpu_setups()}
     assert {network["granularity"] for network in found if network["kind"] == "uniform"} == {1, 4, 8, 16}
     for network in found:
         assert network["macs"] <= network["share"] * network["dense_macs"]
@@ -290,7 +291,7 @@ def test_a_network_by_hand_and_an_extracted_one_are_timed_in_every_loop(monkeypa
 
 def test_the_time_of_a_whole_run_is_held_against_its_macs() -> None:
     found = record.provenance("whole_run", TINY) | whole_run.measure(TINY)
-    assert [run["setup"] for run in found["runs"]] == ["cpu", "cpu-channels-last"]
+    assert [run["setup"] for run in found["runs"]] == [setup.name for setup in step_time.cpu_setups()]
     for run in found["runs"]:
         assert len(run["dense"]["seconds"]) == len(run["grow"]["seconds"]) == TINY.min_run_steps // 4
         assert 0 < run["grow"]["train_macs"] < run["dense"]["train_macs"]
@@ -390,6 +391,7 @@ def test_a_child_reports_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
 # --- set-ups ---
 
 
+@only_with_channels_last
 def test_another_setup_has_a_folder_and_a_place_of_its_own(tmp_path: Path) -> None:
     place = "cpu-channels-last/restructure"
     (tmp_path / "page.md").write_text(f"<!-- bench:{place} -->\n<!-- /bench:{place} -->\n")

@@ -72,6 +72,14 @@ def test_a_cuda_setup_says_what_the_machine_lacks(monkeypatch, capability, preci
     assert reason in why
 
 
+@pytest.mark.parametrize("vectors, available", [("AVX2", False), ("AVX512", True), ("DEFAULT", True)])
+def test_channels_last_is_refused_where_its_kernels_overwrite_memory(monkeypatch, vectors, available):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: vectors)
+    assert SETUPS["cpu"].available() == (True, "")
+    found, why = SETUPS["cpu-channels-last"].available()
+    assert found == available and ("write beyond their memory" in why) == (not available)
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_on_a_cpu_setup_memory_that_a_step_frees_serves_the_next_until_it_is_given_back():
     script = """

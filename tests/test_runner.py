@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cells import DeviceFailing, MeetsFullMemory, WithCallback, small_cell, use_methods
+from setups_here import IN_BOTH_LAYOUTS, only_with_channels_last
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.baselines.dense import Dense
@@ -155,7 +156,7 @@ def test_products_have_the_precision_of_the_set_up_and_weights_are_always_fp32(t
         assert Precise.seen == {(torch.float32, precision)}
 
 
-@pytest.mark.parametrize("setup", ["cpu", "cpu-channels-last"])
+@IN_BOTH_LAYOUTS
 def test_an_interrupted_cell_goes_on_to_the_same_bits(tmp_path, setup):
     cell = small_cell(method="noisy", epochs=3, setup=setup)
     whole = run_cell(cell, Store(tmp_path / "whole"))
@@ -314,6 +315,7 @@ def test_a_backbone_that_cannot_serve_the_task_is_bad_input(tmp_path, backbone):
     assert "\n" not in str(caught.value)
 
 
+@only_with_channels_last
 def test_each_build_has_the_same_weights_and_leaves_the_generators_alone(tmp_path, monkeypatch):
     seen = {}
 

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from cells import Failing, Skipping, finished_record, small_cell, use_methods
+from setups_here import IN_BOTH_LAYOUTS
 from torch import nn
 
 from nasbench_grow import cli
@@ -180,7 +181,7 @@ def test_dense_short_without_a_single_step_says_so(tmp_path):
     assert "dense_short has not one step" in store.record(SHORT.run_key())["error"]
 
 
-@pytest.mark.parametrize("setup", ["cpu", "cpu-channels-last"])
+@IN_BOTH_LAYOUTS
 def test_the_weights_are_fresh_and_laid_out_as_the_set_up_says(tmp_path, monkeypatch, setup):
     seen = {}
 

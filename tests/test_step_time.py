@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from backbone_spaces import CLASSES, example_of, space_of
+from setups_here import only_with_channels_last
 from tiny_networks import Kept, small_job
 from torch import Tensor, nn
 
@@ -223,7 +224,9 @@ def test_recurrent_layers_are_timed_as_a_whole(tmp_path: Path) -> None:
     assert times(space.seed()) == pytest.approx(3.0)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, pytest.param(torch.channels_last, marks=only_with_channels_last)]
+)
 def test_the_real_clock_gives_positive_times_for_a_residual_network(
     tmp_path: Path, layout: torch.memory_format
 ) -> None:

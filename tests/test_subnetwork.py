@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from families import network, seeds, shares, space, structure
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from setups_here import only_with_channels_last
 from torch import Tensor, nn
 
 from nasbench_grow.structure.discovery import discover
@@ -88,6 +89,7 @@ def test_the_optimizer_follows_every_restructuring(family: str, kind: str) -> No
     for_every_sequence()
 
 
+@only_with_channels_last
 @pytest.mark.parametrize("fused", [False, True])
 def test_channels_last_in_memory_stays_so_for_weights_and_momentum(fused: bool) -> None:
     configuration = space("cifar_resnet")

@@ -33,8 +33,6 @@ TARGETS = (
     Target("cifar_resnet20", 0.5, False, 0.60),
     Target("cifar_resnet20", 0.5, True, 0.75),
 )
-CPU_SETUPS = ("cpu", "cpu-channels-last")
-"""On a CPU both memory layouts are timed."""
 _MOST_WIDTHS = 7
 """Longer lists of widths are left to the record."""
 
@@ -60,8 +58,13 @@ def measure(settings: Settings) -> dict[str, Any]:
     return {"networks": networks}
 
 
+def cpu_setups() -> list[Setup]:
+    """On a CPU both memory layouts are timed, where both can be had."""
+    return [setup for setup in (SETUPS["cpu"], SETUPS["cpu-channels-last"]) if setup.available()[0]]
+
+
 def _setups(settings: Settings) -> list[Setup]:
-    return [SETUPS[name] for name in CPU_SETUPS] if settings.setup.device == "cpu" else [settings.setup]
+    return cpu_setups() if settings.setup.device == "cpu" else [settings.setup]
 
 
 def tables(record: Record) -> str:

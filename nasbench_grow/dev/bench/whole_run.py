@@ -14,7 +14,7 @@ from nasbench_grow.contract import Batch
 from nasbench_grow.dev.bench.networks import CHANNELS, CLASSES, batch, job
 from nasbench_grow.dev.bench.record import Record, bar, origin, table, verdict
 from nasbench_grow.dev.bench.settings import Settings
-from nasbench_grow.dev.bench.step_time import CPU_SETUPS
+from nasbench_grow.dev.bench.step_time import cpu_setups
 from nasbench_grow.dev.bench.steps import seconds, training_step
 from nasbench_grow.harness import registry
 from nasbench_grow.harness.adaptive import AdaptiveBatch
@@ -82,7 +82,7 @@ def tables(record: Record) -> str:
 def _setups(backbone: str, setup: Setup) -> list[Setup]:
     """Those that a backbone is run on: on a CPU in both memory layouts, on a GPU so that it can fill it."""
     if setup.device == "cpu":
-        return [SETUPS[name] for name in CPU_SETUPS]
+        return cpu_setups()
     return [SETUPS[setup.name + ADAPTIVE] if backbone == _TOO_SMALL else setup]
 
 
