@@ -291,6 +291,13 @@ def test_a_layer_alone_and_a_lazy_one_are_one_line() -> None:
     refused("0 is a LazyLinear without sizes yet", lambda: discover(nn.Sequential(nn.LazyLinear(3)), EXAMPLE))
 
 
+def test_a_model_prepared_for_quantisation_is_one_line() -> None:
+    from torch.ao.quantization import MinMaxObserver
+
+    model = nn.Sequential(nn.Linear(4, 16), MinMaxObserver(), nn.Linear(16, 3))
+    refused("1 is a MinMaxObserver, of a model prepared for quantisation", lambda: discover(model, EXAMPLE))
+
+
 def test_what_has_no_values_is_one_line() -> None:
     with torch.device("meta"):
         model = network()

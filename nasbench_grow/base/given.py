@@ -40,6 +40,11 @@ def check_model(model: Any) -> None:
             )
         if isinstance(module, torch.jit.ScriptModule):
             raise UserError(f"{where} is compiled by TorchScript and cannot be cut; give the module it was made from")
+        if type(module).__module__.startswith("torch.ao."):
+            raise UserError(
+                f"{where} is a {type(module).__name__}, of a model prepared for quantisation; give it in floating "
+                "point, and prepare the network that comes out"
+            )
         for parameter in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             if parameter.is_meta:
                 raise UserError(f"{where} has parameters on the device 'meta', without values; build it on cpu or cuda")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from nasbench_grow.base import randomness
+from nasbench_grow.base import einsum, randomness
 from nasbench_grow.base.calling import batch_length, flattened, shapes
 from nasbench_grow.base.devices import DEVICE_ERRORS
 from nasbench_grow.base.errors import UserError
@@ -152,7 +152,7 @@ def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
         for buffer, value in values:
             if not torch.equal(buffer, value):
                 with torch.no_grad():
-                    buffer.copy_(value)
+                    buffer.resize_(value.shape).copy_(value)  # an observer's statistics begin with no entry
 
 
 def _trace(model: nn.Module, example: Example, found: list[Product] | None = None) -> JitModelAnalysis:
@@ -255,29 +255,14 @@ def _recurrent_cell(inputs: list[Any], outputs: list[Any]) -> list[list[int]]:
     return [[*_shape(weight), *_shape(inputs[0])[:-1]] for weight in inputs[2:4]]
 
 
-_BROADCAST_AXES = "0123456789"  # names for the axes that an ellipsis stands for, aligned at the right
-
-
 def _einsum(inputs: list[Any], outputs: list[Any]) -> list[list[int]]:
-    """Operands are contracted from left to right, each axis summed as soon as nothing to the right needs it."""
     shapes = [_shape(operand) for operand in _list(inputs[1])]
-    left, arrow, result = inputs[0].toIValue().replace(" ", "").partition("->")
-    if not arrow:
-        result = "..." + "".join(axis for axis in left if left.count(axis) == 1)
-    result = result.replace("...", _BROADCAST_AXES)
-    terms, sizes = [], dict[str, int]()
-    for term, shape in zip(left.split(","), shapes, strict=True):
-        hidden = len(shape) - len(term.replace("...", ""))
-        terms.append(term.replace("...", _BROADCAST_AXES[len(_BROADCAST_AXES) - hidden :]))
-        for axis, size in zip(terms[-1], shape, strict=True):
+    terms, result = einsum.terms(inputs[0].toIValue(), [len(shape) for shape in shapes])
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms, shapes, strict=True):
+        for axis, size in zip(term, shape, strict=True):
             sizes[axis] = max(size, sizes.get(axis, 1))
-    found, kept = list[list[int]](), set(terms[0]) & set("".join(terms[1:]) + result)
-    for i, term in enumerate(terms[1:], start=2):
-        later = set("".join(terms[i:]) + result)
-        joined = kept | (set(term) & (kept | later))
-        found.append([sizes[axis] for axis in sorted(joined)])
-        kept = joined & later
-    return found
+    return [[sizes[axis] for axis in sorted(axes)] for axes in einsum.products(terms, result)]
 
 
 _RULES: dict[str, _Rule] = {
@@ -296,6 +281,8 @@ _RULES: dict[str, _Rule] = {
     "aten::mv": _product(0),
     "aten::addmv": _product(1),
     "aten::dot": _product(0),
+    "aten::vdot": _product(0),
+    "aten::cdist": _product(0),
     "aten::inner": _product(0),
     "aten::tensordot": _tensordot,
     "aten::bilinear": _bilinear,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nasbench_grow.structure.attention import is_attention
 from nasbench_grow.structure.space import Space
+from nasbench_grow.structure.written import ATTRIBUTE, read_anew
 
 _FITTED = (
     nn.modules.conv._ConvNd,
@@ -45,6 +46,10 @@ def set_attributes(space: Space, present: Tensor, network: nn.Module) -> None:
                 value = list(value)
                 value[place] = length
             sizes[path][key] = length if place is None else value
+    for (path, size), owner in space.written.items():
+        length = int(((owner < 0) | kept[owner.clamp(min=0)]).sum())
+        if length < len(owner) and _module(network, path) is not None:
+            sizes.setdefault(path, {}).setdefault(ATTRIBUTE, {})[size] = length
     put(network, sizes)
 
 
@@ -57,6 +62,9 @@ def put(network: nn.Module, sizes: Mapping[str, Mapping[str, Any]]) -> None:
     for path, attributes in sizes.items():
         module = network.get_submodule(path)
         for key, value in attributes.items():
+            if key == ATTRIBUTE:
+                read_anew(module, value)
+                continue
             old = getattr(module, key)
             if isinstance(old, torch.Size):
                 new: Any = torch.Size(value)
@@ -74,6 +82,8 @@ def changed(network: nn.Module, full: nn.Module) -> Sizes:
             for key, value in _counts(module):
                 if value != vars(original).get(key):
                     sizes.setdefault(path, {})[key] = value if isinstance(value, int) else list(value)
+            if ATTRIBUTE in vars(module):
+                sizes.setdefault(path, {})[ATTRIBUTE] = getattr(module, ATTRIBUTE)
     return sizes
 
 

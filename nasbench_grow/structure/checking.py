@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from nasbench_grow.base.calling import call, first_samples
 from nasbench_grow.base.errors import UserError, one_line
+from nasbench_grow.base.precision import cast, cast_model
 from nasbench_grow.base.trees import map_tensors, tensors
 from nasbench_grow.structure.exactness import masked
 from nasbench_grow.structure.space import Space
-from nasbench_grow.structure.subnetwork import absorb, carry_state
+from nasbench_grow.structure.subnetwork import absorb, carry_state, detach_kept
 
 SAMPLES = 8
 """Of the batch that networks are compared on, at most."""
@@ -64,13 +65,15 @@ def _difference(
     space: Space, dense: nn.Module, present: Tensor, network: nn.Module, inputs: Any, precision: torch.dtype
 ) -> float:
     """The largest difference as a share of the largest output; infinite where the outputs are of other shapes."""
+    detach_kept(dense)
+    detach_kept(network)
     full, small = copy.deepcopy(dense), copy.deepcopy(network)
     absorb(space, full, present, small)
     carry_state(space, (present, small), (space.full(), full))
-    full, small = full.to(precision).eval(), small.to(precision).eval()
+    full, small = cast_model(full, precision).eval(), cast_model(small, precision).eval()
 
     def given() -> Any:
-        return map_tensors(lambda each: each.to(precision if each.is_floating_point() else each.dtype).clone(), inputs)
+        return map_tensors(lambda each: cast(each, precision).clone(), inputs)
 
     found, again = (_outputs(call(copy.deepcopy(small), given())) for _ in range(2))  # copies: some keep a state
     wanted = _outputs(masked(space, full, present, given()))

@@ -22,6 +22,7 @@ from nasbench_grow.base import randomness
 from nasbench_grow.base.calling import call, shapes
 from nasbench_grow.base.devices import DEVICE_ERRORS
 from nasbench_grow.base.errors import UserError, one_line
+from nasbench_grow.base.precision import COMPLEX
 from nasbench_grow.base.trees import device_of, tensors
 from nasbench_grow.structure.probing import random_batch, randomised, repeat
 
@@ -260,4 +261,6 @@ class _Uniform(TorchFunctionMode):
         return result
 
     def _cast(self, argument: Any) -> Any:
+        if isinstance(argument, torch.dtype) and argument in COMPLEX.values():
+            return COMPLEX[self.precision]
         return self.precision if isinstance(argument, torch.dtype) and argument in _TYPES else argument

@@ -18,6 +18,7 @@ from torch.func import functional_call
 from nasbench_grow.base.calling import arguments, call
 from nasbench_grow.base.devices import DEVICE_ERRORS
 from nasbench_grow.base.trees import tensors
+from nasbench_grow.structure.own_norms import over_present
 from nasbench_grow.structure.space import Space
 from nasbench_grow.structure.subnetwork import extract
 
@@ -30,8 +31,8 @@ OUTPUT = "its channels are the model's output"
 def masked(space: Space, model: nn.Module, present: Tensor, example: Any) -> Any:
     """Output of the full ``model`` with every absent entry multiplied by zero (``f(x; w * m)``, section 3.1).
 
-    Normalisations across channels (layer norm, group norm with one group) take their statistics over the channels
-    that are present; absent layers return their input.
+    Normalisations across channels (layer norm, group norm with one group, a model's own) take their statistics over
+    the channels that are present; absent layers return their input.
     """
     kept = space.resolved(present)
     scaled: dict[str, Tensor] = {}
@@ -96,7 +97,7 @@ def _module_by_module() -> Iterator[None]:
 @contextmanager
 def _norms_over_present(space: Space, model: nn.Module, present: Tensor) -> Iterator[None]:
     """Lets normalisations across channels see the present channels only."""
-    hooks = []
+    hooks = list(over_present(space, model, present))
     for name, module in model.named_modules():
         owner = space.owners.get((f"{name}.weight", 0))
         if owner is None:  # one without weights may say how many channels it takes

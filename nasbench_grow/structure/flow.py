@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ from nasbench_grow.base.errors import UserError
 from nasbench_grow.base.trees import map_tensors, tensors
 from nasbench_grow.structure import flow_rules
 from nasbench_grow.structure.exactness import OUTPUT
+from nasbench_grow.structure.flow_einsum import Equations
 from nasbench_grow.structure.registry import LayerKind, kind_of
 
 Vector = np.ndarray
@@ -70,6 +72,8 @@ class Frame:
     """Those of dimensions that were as long before."""
     lengths: list[tuple[int, Vector]] = field(default_factory=list)
     """Lengths of the dimensions that were seen."""
+    written: list[tuple[int, Vector]] = field(default_factory=list)
+    """Dimensions by their place in a shape that a tensor was told to take."""
     others: set[int] = field(default_factory=set)
     """Sizes that were handed to an operation for dimensions of which nothing can leave."""
     sites: int = 0
@@ -98,7 +102,9 @@ class Flow(TorchDispatchMode):
         self.model, self.number, self.join, self.choices, self.ties = model, number, join, choices, ties
         self.labels: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.weights: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self.names = {id(tensor): name for name, tensor in (*model.named_buffers(), *model.named_parameters())}
+        held = [*model.named_buffers(), *model.named_parameters()]
+        self.names = {id(tensor): name for name, tensor in held}
+        self.dimensions = {name: tensor.ndim for name, tensor in held}
         self.chosen: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.rooted: set[int] = set()
         self.roots: dict[str, Vector] = {}
@@ -114,13 +120,14 @@ class Flow(TorchDispatchMode):
         self.stack: list[Frame] = [Frame("")]
         self.operations = 0
 
-    def run(self, inputs: Any, views: Iterable[None] = (None,)) -> None:
+    def run(self, inputs: Any, views: Iterable[None] = (None,), more: Any = None) -> None:
         """Runs the model on one sample, whose own entries all stay, as do those of its output.
 
         Args:
             inputs: one sample.
             views: while each is given, the model runs in another way (:meth:`Probe.views`). The first must succeed and
                 is the one that costs.
+            more: several samples, for layers that one does not reach (experts that it does not choose).
         """
         hooks = []
         for name, module in self.model.named_modules():
@@ -146,16 +153,24 @@ class Flow(TorchDispatchMode):
                         raise
                 if number:
                     self.products = costs
+                elif more is not None and self._unreached():
+                    costs = list(self.products)
+                    with suppress(IndexError, RuntimeError, TypeError, ValueError):
+                        self._run_once(map_tensors(torch.clone, more))
+                    self.products = costs
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
             for hook in hooks:
                 hook.remove()
 
+    def _unreached(self) -> bool:
+        """Whether there are layers that did not run."""
+        layers = (name for name, module in self.model.named_modules() if module._parameters)
+        return any(name not in self.frames for name in layers)
+
     def _run_once(self, inputs: Any) -> None:
         self.stack = [Frame("")]
-        for frame in self.frames.values():
-            frame.sites = 0  # the same places have the same names
-        with torch.no_grad(), self:
+        with torch.no_grad(), self, Equations(self):
             output = call(self.model, inputs)
         for tensor in tensors(output):
             self.use_chosen(tensor)
@@ -163,6 +178,7 @@ class Flow(TorchDispatchMode):
 
     def _enter(self, name: str, given: tuple[Any, ...]) -> None:
         frame = self.frames.setdefault(name, Frame(name))
+        frame.sites = 0  # in each call and run the same places have the same names
         tensors = [tensor for tensor in given if isinstance(tensor, Tensor)]
         vectors = [vector for vector in self.of(tensors[0]) if self.can_leave(vector)] if tensors else []
         if vectors:
@@ -217,7 +233,7 @@ class Flow(TorchDispatchMode):
         if known is None:
             known = [None] * tensor.ndim
             name = self.names.get(id(tensor))
-            if name is not None and tensor.is_floating_point():
+            if name is not None and (tensor.is_floating_point() or tensor.is_complex()):
                 known = [self.number(name, dim) if length > 1 else None for dim, length in enumerate(tensor.shape)]
                 for dim, vector in enumerate(known):
                     if vector is not None:
@@ -272,10 +288,12 @@ class Flow(TorchDispatchMode):
             self.stay(vector, reason)
 
     def root(self, axis: tuple[str, int]) -> None:
-        """Notes an axis as one that makes channels."""
+        """Notes an axis as one that makes channels. A weight of more than two dimensions may make several kinds."""
         name, dim = axis
         path, _, key = name.rpartition(".")
         root = path if key == "weight" else name
+        if root in self.roots and axis not in self.makers and self.dimensions[name] > 2:
+            root = f"{root}[{dim}]"
         if axis not in self.taken_in and root not in self.roots:
             self.roots[root] = self.number(name, dim)
             self.makers[axis] = None

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from nasbench_grow.structure import flow_choosing, flow_transforms
+
 Flow = Any
 """A :class:`nasbench_grow.structure.flow.Flow`, which imports this file."""
 Vector = np.ndarray
@@ -60,6 +62,7 @@ _MOVES = frozenset(
         "movedim",
     ]
 )
+_SHAPED = ("view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "expand")
 _ALIKE = frozenset(
     [
         "clone",
@@ -135,7 +138,7 @@ def apply(flow: Flow, func: Any, args: Any, kwargs: Any, output: Any, tensors: l
     if rule is not None:
         rule(flow, args, kwargs, output)
     elif name in _MOVES:
-        _move(flow, func, args, kwargs, output, tensors)
+        _move(flow, name, func, args, kwargs, output, tensors)
     elif _SPATIAL.fullmatch(name):
         _pool(flow, tensors[0], output, int(next(filter(None, re.findall(r"([123])d", name)))))
     elif name in _REDUCES and len(tensors) == 1:
@@ -184,7 +187,7 @@ def _added(flow: Flow, tensors: list[Tensor]) -> None:
                 }
 
 
-def _move(flow: Flow, func: Any, args: Any, kwargs: Any, output: Any, tensors: list[Tensor]) -> None:
+def _move(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, output: Any, tensors: list[Tensor]) -> None:
     """Runs the operation on the numbers of each dimension."""
     source = tensors[0]
     for index in tensors[1:]:
@@ -197,6 +200,8 @@ def _move(flow: Flow, func: Any, args: Any, kwargs: Any, output: Any, tensors: l
         shape = [-1 if axis == dim else 1 for axis in range(source.ndim)]
         numbers = torch.from_numpy(vector).view(shape).expand(source.shape)
         plain = [0 if isinstance(each, float) else each for each in args]  # what is padded with always stays
+        if name in ("index", "index_select"):
+            plain = [flow_choosing.of_some(each) for each in plain]
         with torch.utils._python_dispatch._disable_current_modes():
             if func._schema.name.endswith("view"):
                 moved: Any = numbers.reshape(args[1])
@@ -222,6 +227,7 @@ def _move(flow: Flow, func: Any, args: Any, kwargs: Any, output: Any, tensors: l
             if vector is None and result.shape[dim] in sizes:
                 flow.stack[-1].others.add(result.shape[dim])
             if vector is not None:
+                flow.stack[-1].written += [(dim, vector)] if name in _SHAPED else []
                 new = not any(np.array_equal(vector, old) for old in flow.of(source) if old is not None)
                 if result.shape[dim] in sizes:
                     flow.note(result.shape[dim], vector, new)
@@ -303,12 +309,6 @@ def _matmul(flow: Flow, left: Tensor, right: Tensor, output: Tensor) -> None:
         output.numel() * left.shape[-1],
         [*batch, *ends, one[-1] if one[-1] is not None else other[-2 if right.ndim > 1 else 0]],
     )
-
-
-def _vdot(flow: Flow, args: Any, kwargs: Any, output: Tensor) -> None:
-    """A product of two vectors, which costs nothing by the one counter."""
-    flow.contract(flow.of(args[0])[0], flow.of(args[1])[0], (args[0], args[1]))
-    flow.give(output, [], args)
 
 
 def _addmm(flow: Flow, args: Any, kwargs: Any, output: Tensor) -> None:
@@ -464,13 +464,14 @@ def _where(flow: Flow, args: Any, kwargs: Any, output: Tensor) -> None:
 
 _Rule = Callable[[Flow, Any, Any, Any], None]
 _RULES: dict[str, _Rule] = {
+    **flow_choosing.RULES | flow_transforms.RULES,
     "cat": _cat,
     "stack": _stack,
     "copy": _copy,
     "mm": lambda flow, args, kwargs, output: _matmul(flow, args[0], args[1], output),
     "bmm": lambda flow, args, kwargs, output: _matmul(flow, args[0], args[1], output),
     "mv": lambda flow, args, kwargs, output: _matmul(flow, args[0], args[1], output),
-    "vdot": _vdot,
+    "vdot": lambda flow, args, kwargs, output: _matmul(flow, args[0], args[1], output),
     "dot": lambda flow, args, kwargs, output: _matmul(flow, args[0], args[1], output),
     "addmm": _addmm,
     "baddbmm": _addmm,

@@ -10,18 +10,22 @@ import math
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from nasbench_grow.base.calling import first_samples
 from nasbench_grow.structure.couplings import FIXED, NO_DIMENSION, Couplings
 from nasbench_grow.structure.flow import Flow, Site, Vector, size_attributes
+from nasbench_grow.structure.probing import runs
 from nasbench_grow.structure.rates import weight_rates
 from nasbench_grow.structure.recurrent import RECURRENT, input_axes, with_stand_ins
 from nasbench_grow.structure.space import Axis, Space, WeightCost
 from nasbench_grow.structure.trial import MOST_ROUNDS, UNSETTLED, Trial, everything
+from nasbench_grow.structure.written import place
 
 _STAND_IN = ".stand_in.weight"
 _CHECKS, _ATTEMPTS = 640, 12
@@ -32,21 +36,30 @@ def followed(trial: Trial) -> Space:
     """The space of all that can leave, as far as it was seen."""
     module, inputs = trial.probe.module, trial.probe.inputs
     rates = weight_rates(module, inputs)
+    one = first_samples(inputs, 1)
+    if not runs(module, one):  # what counts its samples, as the edges of a graph do, takes all of them
+        one = inputs
     rates = {axes: rate for axes, rate in rates.items() if isinstance(module.get_submodule(_path(axes)), RECURRENT)}
     choices: dict[str, int] = defaultdict(int)
     ties: set[str] = set()
     rejected: dict[str, str] = {}
+    written: set[str] = set()
     attempts = rounds = 0
     while rounds < MOST_ROUNDS:
-        couplings = FlowCouplings(module)
-        couplings.follow(inputs, choices, ties, trial.probe.views())
+        couplings = FlowCouplings(module, written)
+        couplings.follow(one, inputs, choices, ties, trial.probe.views())
         if couplings.picks(choices):
             continue
         attempts += 1
         space = couplings.space(trial, rates, rejected)
         found = trial.judge(space)
         if isinstance(found, Space):
-            return found
+            plain = trial.judge(replace(found, written={})) if found.written else found
+            return plain if isinstance(plain, Space) else found
+        writing = couplings.writing(space, found) - written
+        if writing:
+            written |= writing
+            continue
         inside = couplings.sites_of(space, found)
         spent = attempts > max(_ATTEMPTS, _CHECKS // max(len(space.groups), 1))
         if spent or not _try_otherwise(inside, choices, ties):
@@ -97,13 +110,23 @@ def _count_on(sites: list[Site], choices: dict[str, int]) -> bool:
 
 
 class FlowCouplings(Couplings):
-    """Couplings read off the operations of a forward pass."""
+    """Couplings read off the operations of a forward pass.
 
-    def follow(self, inputs: Any, choices: dict[str, int], ties: set[str], views: Iterable[None]) -> None:
+    Args:
+        model: the network to be followed.
+        written: modules whose code writes sizes down, which are to be read anew.
+    """
+
+    def __init__(self, model: nn.Module, written: set[str]) -> None:
+        super().__init__(model)
+        self.written = written
+
+    def follow(self, one: Any, inputs: Any, choices: dict[str, int], ties: set[str], views: Iterable[None]) -> None:
         """Runs the model once in every view and notes what leaves together.
 
         Args:
-            inputs: for the model; the first sample is used.
+            one: a sample for the model.
+            inputs: several.
             choices: the option to take at each site.
             ties: modules whose output is as wide as their input.
             views: of the probe that the model is (:meth:`Probe.views`).
@@ -118,7 +141,7 @@ class FlowCouplings(Couplings):
         self.flow = flow = Flow(traced, self._numbers, self._join, choices, ties)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            flow.run(first_samples(inputs, 1), views)
+            flow.run(one, views, inputs)
         self._stay(flow.reasons)
         for root, vector in flow.roots.items():
             self.roots[_module_of(root)] = vector
@@ -170,7 +193,21 @@ class FlowCouplings(Couplings):
             for path, key, place, vector in size_attributes(self.flow)
             if ((owner := self.structure[vector]) >= 0).any()
         }
+        for path in self.written & self.flow.frames.keys():
+            for dim, vector in self.flow.frames[path].written:
+                if ((owner := self.structure[vector]) >= 0).any():
+                    space.written[path, place(dim, len(vector))] = torch.from_numpy(owner)
         space.costs += list(self._products(space))
+
+    def writing(self, space: Space, reasons: Iterable[str]) -> set[str]:
+        """The modules, but torch's own, that tell a tensor to take a shape with filters of some groups in it."""
+        bad = _filters(space, reasons)
+        own = (path for path, module in self.modules.items() if not type(module).__module__.startswith("torch.nn."))
+        return {
+            path
+            for path in self.flow.frames.keys() & own
+            if any(bad.intersection(self.structure[vector].tolist()) for _, vector in self.flow.frames[path].written)
+        }
 
     def _all(self, axis: Axis) -> Vector:
         return self.offsets[axis] + np.arange(self.lengths[axis])
@@ -222,13 +259,19 @@ class FlowCouplings(Couplings):
 
     def sites_of(self, space: Space, reasons: Iterable[str]) -> list[Site]:
         """The sites whose entries are filters of some groups."""
-        bad = {
-            number
-            for group in space.groups
-            if group.name in reasons
-            for number in range(group.start, group.start + group.size)
-        }
+        bad = _filters(space, reasons)
         return [site for site in self.flow.sites if bad.intersection(self.structure[site.vector].tolist())]
+
+
+def _filters(space: Space, names: Iterable[str]) -> set[int]:
+    """The numbers of the filters of some groups."""
+    wanted = set(names)
+    return {
+        number
+        for group in space.groups
+        if group.name in wanted
+        for number in range(group.start, group.start + group.size)
+    }
 
 
 def _form(owner: np.ndarray) -> tuple[tuple[tuple[int, int], ...], int]:

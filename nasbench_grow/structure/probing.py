@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from nasbench_grow.base.calling import batch_length, call
 from nasbench_grow.base.devices import DEVICE_ERRORS
+from nasbench_grow.base.precision import cast, cast_model
 from nasbench_grow.base.trees import map_tensors, tensors
 
 SAMPLES = 4
@@ -29,7 +30,7 @@ def randomised(model: nn.Module, precision: torch.dtype = torch.double) -> nn.Mo
     Without dropout; batch normalisations take the statistics of the batch, so that signals neither vanish nor explode.
     """
     generator = torch.Generator().manual_seed(0)
-    probe = copy.deepcopy(model).to(precision).eval().requires_grad_(True)
+    probe = cast_model(copy.deepcopy(model), precision).eval().requires_grad_(True)
     for module in probe.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()
@@ -43,7 +44,7 @@ def randomised(model: nn.Module, precision: torch.dtype = torch.double) -> nn.Mo
 
 def _off_its_start(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Random values of about the size of the tensor's own, or what suits a scale or a shift."""
-    if not tensor.is_floating_point():
+    if not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor
     if tensor.numel() <= max(tensor.shape, default=1):  # a scalar, a vector, a scale made to fit images
         return _positive(tensor, generator)
@@ -66,13 +67,16 @@ def random_batch(model: nn.Module, example: Any, precision: torch.dtype = torch.
     has, none of them its padding.
 
     What is random is drawn the more like the example, the less the model takes other values: where it runs on none of
-    them and gives finite numbers, the example is repeated.
+    them and gives finite numbers, the example is repeated. Where it runs on no repeated example (a graph, whose edges
+    count its nodes), it is the example as it is.
     """
     repeated = repeat(example, precision)
-    for drawn in _draws(model, repeated):
-        if _gives_numbers(model, drawn):
-            return drawn
-    return repeated
+    alone = map_tensors(lambda tensor: cast(tensor.detach(), precision).clone(), example)
+    for inputs in (repeated, alone):
+        for drawn in _draws(model, inputs):
+            if _gives_numbers(model, drawn):
+                return drawn
+    return repeated if runs(model, repeated) or not runs(model, alone) else alone
 
 
 def repeat(example: Any, precision: torch.dtype) -> Any:
@@ -82,7 +86,7 @@ def repeat(example: Any, precision: torch.dtype) -> Any:
     def make(tensor: Tensor) -> Tensor:
         if tensor.ndim and len(tensor) == one:
             tensor = tensor[:1].expand(SAMPLES, *tensor.shape[1:])
-        return (tensor.detach().to(precision) if tensor.is_floating_point() else tensor).clone()
+        return cast(tensor.detach(), precision).clone()
 
     return map_tensors(make, example)
 
@@ -176,6 +180,18 @@ class _Lookups(TorchFunctionMode):
 
 def _is_lookup(table: Tensor, numbers: Tensor) -> bool:
     return table.is_floating_point() and not numbers.is_floating_point() and numbers.dtype != torch.bool
+
+
+def runs(model: nn.Module, inputs: Any) -> bool:
+    """Whether the model takes inputs."""
+    try:
+        with torch.no_grad():
+            call(model, inputs)
+    except DEVICE_ERRORS:
+        raise
+    except Exception:
+        return False
+    return True
 
 
 def _gives_numbers(model: nn.Module, inputs: Any) -> bool:

@@ -115,6 +115,7 @@ class Space:
         constant_macs: MACs that no structure changes.
         attributes: those in which modules keep the length of something that shrinks (module, attribute, and the place
             in it where it is a list or tuple), each with the owner of every entry that it counts.
+        written: those that a module's code writes down (module, and :func:`nasbench_grow.structure.written.place`).
     """
 
     groups: list[ChannelGroup]
@@ -127,6 +128,7 @@ class Space:
     costs: list[WeightCost] = field(default_factory=list)
     constant_macs: float = 0.0
     attributes: dict[tuple[str, str, int | None], Tensor] = field(default_factory=dict)
+    written: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
     @cached_property
     def filters(self) -> int:

@@ -93,6 +93,12 @@ def _check(space: Space, groups: Mapping[str, ChannelGroup], name: str, width: i
     if width < 1:
         raise UserError(f"{width} filters in {name!r}; give at least 1")
     group = groups[name]
+    for (module, _), owner in space.written.items():
+        if width > group.size and ((owner >= group.start) & (owner < group.start + group.size)).any():
+            raise UserError(
+                f"the channels of {name!r} cannot be widened: the code of {module or 'the model'} says how many they "
+                f"are; give at most {group.size}"
+            )
     for axis, owner in space.owners.items():
         if width > group.size and not _in_order(owner, group):
             raise UserError(
