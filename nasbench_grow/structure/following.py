@@ -1,7 +1,8 @@
 """The configuration space of a model, from what :class:`~nasbench_grow.structure.flow.Flow` saw of a forward pass.
 
 What the network does not survive is tried in other ways before it is fixed: channels leave along another dimension at
-the sites that were in it, then with the output of the modules around them as wide as their input.
+the sites that were in it, then with the output of the modules around them as wide as their input, then with the sizes
+that the code of modules writes down read anew.
 """
 
 from __future__ import annotations
@@ -56,13 +57,16 @@ def followed(trial: Trial) -> Space:
         if isinstance(found, Space):
             plain = trial.judge(replace(found, written={})) if found.written else found
             return plain if isinstance(plain, Space) else found
-        writing = couplings.writing(space, found) - written
-        if writing:
-            written |= writing
-            continue
         inside = couplings.sites_of(space, found)
         spent = attempts > max(_ATTEMPTS, _CHECKS // max(len(space.groups), 1))
-        if spent or not _try_otherwise(inside, choices, ties):
+        if not spent and _try_otherwise(inside, choices, ties):
+            continue
+        writing = couplings.writing(space, found) - written
+        if writing:  # from the start, for what failed
+            written |= writing
+            choices.update({site.name: 0 for site in inside})
+            ties -= {site.name.rpartition("/")[0] for site in inside}
+        else:
             rejected |= {name.partition("#")[0]: reason for name, reason in found.items()}
             rounds += 1
     return couplings.space(trial, rates, everything(space, UNSETTLED) | rejected)
