@@ -164,9 +164,8 @@ class Flow(TorchDispatchMode):
                 hook.remove()
 
     def _unreached(self) -> bool:
-        """Whether there are layers that did not run."""
-        layers = (name for name, module in self.model.named_modules() if module._parameters)
-        return any(name not in self.frames for name in layers)
+        """Whether there are parameters that nothing was done with."""
+        return any(self.labels.get(parameter) is None for parameter in self.model.parameters())
 
     def _run_once(self, inputs: Any) -> None:
         self.stack = [Frame("")]

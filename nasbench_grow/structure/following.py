@@ -1,8 +1,8 @@
 """The configuration space of a model, from what :class:`~nasbench_grow.structure.flow.Flow` saw of a forward pass.
 
 What the network does not survive is tried in other ways before it is fixed: channels leave along another dimension at
-the sites that were in it, then with the output of the modules around them as wide as their input, then with the sizes
-that the code of modules writes down read anew.
+the sites that were in it, then with the output of the modules around them as wide as their input. Sizes that the code of
+modules writes down as numbers are read anew.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nasbench_grow.structure.rates import weight_rates
 from nasbench_grow.structure.recurrent import RECURRENT, input_axes, with_stand_ins
 from nasbench_grow.structure.space import Axis, Space, WeightCost
 from nasbench_grow.structure.trial import MOST_ROUNDS, UNSETTLED, Trial, everything
-from nasbench_grow.structure.written import place
+from nasbench_grow.structure.written import numbers_in, place
 
 _STAND_IN = ".stand_in.weight"
 _CHECKS, _ATTEMPTS = 640, 12
@@ -57,16 +57,13 @@ def followed(trial: Trial) -> Space:
         if isinstance(found, Space):
             plain = trial.judge(replace(found, written={})) if found.written else found
             return plain if isinstance(plain, Space) else found
+        writing = couplings.writing(space, found) - written
+        if writing:
+            written |= writing
+            continue
         inside = couplings.sites_of(space, found)
         spent = attempts > max(_ATTEMPTS, _CHECKS // max(len(space.groups), 1))
-        if not spent and _try_otherwise(inside, choices, ties):
-            continue
-        writing = couplings.writing(space, found) - written
-        if writing:  # from the start, for what failed
-            written |= writing
-            choices.update({site.name: 0 for site in inside})
-            ties -= {site.name.rpartition("/")[0] for site in inside}
-        else:
+        if spent or not _try_otherwise(inside, choices, ties):
             rejected |= {name.partition("#")[0]: reason for name, reason in found.items()}
             rounds += 1
     return couplings.space(trial, rates, everything(space, UNSETTLED) | rejected)
@@ -204,13 +201,16 @@ class FlowCouplings(Couplings):
         space.costs += list(self._products(space))
 
     def writing(self, space: Space, reasons: Iterable[str]) -> set[str]:
-        """The modules, but torch's own, that tell a tensor to take a shape with filters of some groups in it."""
+        """The modules whose code tells a tensor, in numbers, to take a shape with filters of some groups in it."""
         bad = _filters(space, reasons)
         own = (path for path, module in self.modules.items() if not type(module).__module__.startswith("torch.nn."))
         return {
             path
             for path in self.flow.frames.keys() & own
-            if any(bad.intersection(self.structure[vector].tolist()) for _, vector in self.flow.frames[path].written)
+            if any(
+                len(vector) in numbers_in(self.modules[path]) and bad.intersection(self.structure[vector].tolist())
+                for _, vector in self.flow.frames[path].written
+            )
         }
 
     def _all(self, axis: Axis) -> Vector:

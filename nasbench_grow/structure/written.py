@@ -24,6 +24,14 @@ def place(dim: int, length: int) -> str:
     return f"{dim}:{length}"
 
 
+def numbers_in(module: nn.Module) -> set[int]:
+    """The numbers that stand in the code of a module's ``forward``, products of them as one number."""
+    code = getattr(type(module).forward, "__code__", None)
+    held = () if code is None else code.co_consts
+    found = [each for constant in held for each in (constant if type(constant) is tuple else (constant,))]
+    return {each for each in found if type(each) is int}
+
+
 def read_anew(module: nn.Module, sizes: Mapping[str, int]) -> None:
     """Lets the module's own ``forward`` take other sizes than are written in it, by their :func:`place`."""
     setattr(module, ATTRIBUTE, {**getattr(module, ATTRIBUTE, {}), **sizes})
