@@ -1,8 +1,8 @@
 """The configuration space of a model, from what :class:`~nasbench_grow.structure.flow.Flow` saw of a forward pass.
 
 What the network does not survive is tried in other ways before it is fixed: channels leave along another dimension at
-the sites that were in it, then with the output of the modules around them as wide as their input. Sizes that the code of
-modules writes down as numbers are read anew.
+the sites that were in it, then with the output of the modules around them as wide as their input. Sizes that the
+code of modules writes down as numbers are read anew.
 """
 
 from __future__ import annotations

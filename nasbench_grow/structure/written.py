@@ -15,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 ATTRIBUTE = "written_sizes"
 """Where a module keeps what it reads: ``{"1:400": 225}``, in place of 400 as the length of dimension 1."""
+SMALL = 4
+"""Numbers in code up to this count queries, keys and values, halves or sides, and no channels."""
 _SHAPED = (Tensor.view, Tensor.reshape, torch.reshape, Tensor.expand)
 _DIVIDED = (Tensor.unflatten, torch.unflatten)
 
@@ -29,7 +31,7 @@ def numbers_in(module: nn.Module) -> set[int]:
     code = getattr(type(module).forward, "__code__", None)
     held = () if code is None else code.co_consts
     found = [each for constant in held for each in (constant if type(constant) is tuple else (constant,))]
-    return {each for each in found if type(each) is int}
+    return {each for each in found if type(each) is int and each > SMALL}
 
 
 def read_anew(module: nn.Module, sizes: Mapping[str, int]) -> None:
