@@ -53,3 +53,10 @@ def test_what_needs_no_new_sizes_is_left_alone() -> None:
     model = Flat()
     space = discover(model, torch.zeros(1, 3, 14, 14))
     assert "forward" not in vars(extract(space, model, space.seed()))
+
+
+def test_a_network_with_sizes_in_its_code_is_exported() -> None:
+    model, inputs = LeNet(), torch.randn(2, 3, 14, 14)
+    space = discover(model, inputs[:1])
+    small = extract(space, model, space.seed()).eval()
+    torch.testing.assert_close(torch.export.export(small, (inputs,)).module()(inputs), small(inputs))

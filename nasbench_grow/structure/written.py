@@ -7,6 +7,7 @@ cut reads them anew while its ``forward`` runs: for the number in the code, at i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import CodeType
 from typing import Any
 
 import torch
@@ -46,6 +47,11 @@ class _Reading:
 
     def __init__(self, module: nn.Module, own: Callable[..., Any] | None) -> None:
         self.module, self.own = module, own
+
+    @property
+    def __code__(self) -> CodeType:
+        """Of the module's own: torch.export reads the names of the inputs there."""
+        return type(self.module).forward.__code__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with _Sizes(getattr(self.module, ATTRIBUTE)):
