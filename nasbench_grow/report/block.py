@@ -266,6 +266,8 @@ def commits(cells: pd.DataFrame) -> str:
 
 def provenance(cells: pd.DataFrame) -> str:
     """Commits, machines and versions of the cells, in a sentence each."""
+    if "hardware_vectors" in cells and cells["hardware_vectors"].notna().any():  # older records do not say
+        cells = cells.assign(hardware_vectors=cells["hardware_vectors"].fillna("unknown vectors"))
     machine = [
         f"{value}{unit.removesuffix('s') if value == '1' else unit}"
         for part, unit in _MACHINE.items()
