@@ -11,6 +11,7 @@ def _only_with(setup: str) -> pytest.MarkDecorator:
 
 
 only_with_channels_last = _only_with("cpu-channels-last")
+only_with_bf16 = _only_with("cpu-bf16")
 IN_BOTH_LAYOUTS = pytest.mark.parametrize(
     "setup", ["cpu", pytest.param("cpu-channels-last", marks=only_with_channels_last)]
 )

@@ -11,6 +11,7 @@ import torch
 from cells import small_cell
 from hypothesis import given
 from hypothesis import strategies as st
+from setups_here import only_with_bf16
 from torch import nn
 
 from nasbench_grow.baselines.dense import Dense
@@ -128,6 +129,7 @@ def test_the_learning_rate_follows_the_batch_and_the_schedule_ends_with_the_run(
     assert adaptive["train_macs"] == fixed["train_macs"], "the same samples are trained on"
 
 
+@only_with_bf16
 def test_in_another_precision_too_the_dense_network_has_the_batch_of_the_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cells import DeviceFailing, MeetsFullMemory, WithCallback, small_cell, use_methods
-from setups_here import IN_BOTH_LAYOUTS, only_with_channels_last
+from setups_here import IN_BOTH_LAYOUTS, only_with_bf16, only_with_channels_last
 
 from nasbench_grow.base.errors import UserError
 from nasbench_grow.baselines.dense import Dense
@@ -132,6 +132,7 @@ def test_the_seed_decides_everything_random(tmp_path):
     assert first["weights_sha256"] != other["weights_sha256"]
 
 
+@only_with_bf16
 def test_products_have_the_precision_of_the_set_up_and_weights_are_always_fp32(tmp_path, monkeypatch):
     class Precise(Dense):
         name = "precise"
