@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from nasbench_grow.backbones import create
-from nasbench_grow.structure import recurrent
+from nasbench_grow.structure import recurrent, subnetwork
 from nasbench_grow.structure.exactness import _over
 from nasbench_grow.structure.gating import GatedNetwork
 from nasbench_grow.structure.space import Space
@@ -68,6 +68,7 @@ def test_a_restructuring_mixes_no_devices(family: str, monkeypatch: pytest.Monke
         before, after = (structure(configuration, 0, share) for share in (0.4, 0.9))
     for name in ("kept", "layer_present"):  # decided on the CPU
         monkeypatch.setattr(Space, name, without_fakes(getattr(Space, name)))
+    monkeypatch.setattr(subnetwork, "set_attributes", without_fakes(subnetwork.set_attributes))
     on_gpu(dense_model)
     old, new = (extract(configuration, dense_model, present) for present in (before, after))
     first, second = (torch.optim.SGD(each.parameters(), momentum=0.9, fused=True) for each in (old, new))

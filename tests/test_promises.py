@@ -142,7 +142,7 @@ WRONG: dict[str, list[Any]] = {
     "bool": ["yes", 1, 0.0, None],
     "word": ["elsewhere", 3, None, True],
 }
-GOES = [("random", "draw", 0)]
+GOES = [("random", "draw", 0), *((name, "least_search", 0) for name in ("sampling", "grow", "placebo"))]
 """What is no mistake although it looks like one."""
 
 
