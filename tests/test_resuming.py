@@ -16,8 +16,8 @@ OF_ITS_OWN = {"darts_cells"}
 """Methods whose networks are too large for this, at their defaults; they are killed in tests of their own."""
 
 
-SETTINGS = {"total": 0.4, "least_search": 0}
-"""Of methods that have them: a few trials instead of dozens; and growing that learns in a run as short as this."""
+SETTINGS = {"total": 0.4, "candidates": 10, "least_search": 0}
+"""Of methods that have them: a few networks instead of dozens; and growing that learns in a run as short as this."""
 
 
 def cell_of(method):
