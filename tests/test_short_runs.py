@@ -33,6 +33,12 @@ def test_it_ends_with_the_same_share_of_every_width_and_all_layers(seed: int) ->
     assert weighed == 0 and masks.committed
 
 
+def test_its_filters_begin_with_their_initial_weights() -> None:
+    job = small_job(Residual, epochs=STEPS, steps=1)
+    assert sampling.begin(job, SamplingSettings())[1].newborn == "initial"
+    assert sampling.begin(job, SamplingSettings(least_search=0))[1].newborn == "quiet"
+
+
 def test_it_learns_where_the_search_is_long_enough() -> None:
     settings = SamplingSettings(search=0.5, least_search=20)
     masks, weighed = run_of(settings)

@@ -41,8 +41,8 @@ class SamplingSettings(SolvedSettings):
     search: float = 0.1
     """Share of the run, after growth, over which structures are weighed; then the structure stays."""
     least_search: int = 200
-    """Steps. In a shorter search nothing is learnt or sampled, and all widths get the same share: the gradients of a
-    network that has hardly trained do not say what they say later."""
+    """Steps. In a shorter search nothing is learnt or sampled, all widths get the same share, and filters start with
+    their initial weights: the gradients of a network that has hardly trained do not say what they say later."""
     periods: int = 30
     """How often the network is sampled during the search, at most once a step; while it grows, at the same pace."""
     travel: float = 4.0
@@ -81,7 +81,8 @@ def begin(job: Job, settings: SamplingSettings, *, placebo: bool = False) -> tup
     masks = SampledMasks(
         model.space, settings, job.budget, granularity, job.seed, cost_of, placebo=placebo, learns=learns
     )
-    return model, Growing(model, masks, job.total_steps, round(settings.periods / settings.search), settings.newborn)
+    newborn = settings.newborn if learns else "initial"  # growth is over before anything is trained that could be upset
+    return model, Growing(model, masks, job.total_steps, round(settings.periods / settings.search), newborn)
 
 
 class SampledMasks(Masks):
