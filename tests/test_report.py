@@ -493,12 +493,3 @@ def test_a_run_that_is_full_grown_after_one_epoch_did_not_grow_gradually_unless_
     data = table_of(tmp_path, tables.requirements)
     assert list(data["largest_step"]) == [0.5, 0.11]
     assert list(data["grows_gradually"]) == [False, True]
-
-
-def test_captions_say_where_the_vector_instructions_are_not_known(tmp_path: Path) -> None:
-    old, new = record("uniform", 0.5), record("grow", 0.5)
-    (block,) = blocks(write(tmp_path, [old], with_histories=False))
-    assert "vectors" not in block.caption
-    new["hardware"] = {**new["hardware"], "vectors": "AVX2"}
-    (block,) = blocks(write(tmp_path, [new], with_histories=False))
-    assert "AVX2 / unknown vectors, 2 cores" in block.caption or "unknown vectors / AVX2, 2 cores" in block.caption

@@ -277,3 +277,12 @@ def test_cells_of_no_known_profile_lack_nothing(tmp_path: Path) -> None:
     write(tmp_path, [record("grow", 0.5)])
     assert missing(results.load(tmp_path)).empty
     assert "Still missing" not in report.write(tmp_path)[0].read_text()
+
+
+def test_captions_say_where_the_vector_instructions_are_not_known(tmp_path: Path) -> None:
+    old, new = record("uniform", 0.5), record("grow", 0.5)
+    (block,) = blocks(write(tmp_path, [old], with_histories=False))
+    assert "vectors" not in block.caption
+    new["hardware"] = {**new["hardware"], "vectors": "AVX2"}
+    (block,) = blocks(write(tmp_path, [new], with_histories=False))
+    assert "AVX2 / unknown vectors, 2 cores" in block.caption or "unknown vectors / AVX2, 2 cores" in block.caption
