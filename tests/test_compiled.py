@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cells import small_cell
+from setups_here import only_with
 from torch import nn
 
 from nasbench_grow.harness.runner import run_cell
@@ -17,7 +18,7 @@ from nasbench_grow.harness.setups import SETUPS
 from nasbench_grow.harness.store import Store
 
 
-@pytest.mark.skipif(not SETUPS["cpu-compiled"].available()[0], reason=SETUPS["cpu-compiled"].available()[1])
+@only_with("cpu-compiled")
 def test_a_compiled_cell_trains_as_the_plain_one(tmp_path: Path) -> None:
     compiled = run_cell(small_cell(setup="cpu-compiled"), Store(tmp_path))
     plain = run_cell(small_cell(), Store(tmp_path))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from cutting import cut_at_random
 from torch import Tensor, nn
 
-from nasbench_grow import count_macs, discover, extract
-from nasbench_grow.structure.exactness import masked
+from nasbench_grow import count_macs, discover
 
 
 class Experts(nn.Module):
@@ -106,12 +106,9 @@ def test_a_kind_grows_exactly(kind: type[nn.Module], shape: tuple[int, ...], gro
     space = discover(model, example)
     assert {group.name: group.size for group in space.groups} == groups
     inputs = torch.randn(5, *shape)
-    for seed in range(3):
-        present = torch.rand(len(space), generator=torch.Generator().manual_seed(seed)) < 0.5
-        small = extract(space, model, present | space.seed())
-        wanted = masked(space, model, present | space.seed(), inputs)
+    for present, small, wanted in cut_at_random(space, model, inputs):
         torch.testing.assert_close(small(inputs), wanted, rtol=1e-4, atol=1e-5)
-        assert space.macs(present | space.seed()) == count_macs(small, example)
+        assert space.macs(present) == count_macs(small, example)
 
 
 def test_attention_that_is_called_again_has_the_same_heads() -> None:

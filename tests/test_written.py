@@ -7,11 +7,11 @@ import pickle
 
 import pytest
 import torch
+from cutting import cut_at_random
 from torch import nn
 
 import nasbench_grow
 from nasbench_grow import count_macs, discover, extract
-from nasbench_grow.structure.exactness import masked
 from tests.kinds.written_sizes import Generator, LeNet
 
 KINDS = [
@@ -27,13 +27,10 @@ def test_a_size_in_the_code_follows(kind: type[nn.Module], shape: tuple[int, ...
     space = discover(model, example)
     assert {group.name: group.size for group in space.groups} == groups
     inputs = torch.randn(6, *shape)
-    for seed in range(3):
-        present = torch.rand(len(space), generator=torch.Generator().manual_seed(seed)) < 0.5
-        small = extract(space, model, present | space.seed())
-        wanted = masked(space, model, present | space.seed(), inputs)
+    for present, small, wanted in cut_at_random(space, model, inputs):
         for network in (small, copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
             torch.testing.assert_close(network(inputs), wanted)
-        assert count_macs(small, example) == space.macs(present | space.seed())
+        assert count_macs(small, example) == space.macs(present)
 
 
 def test_a_network_with_sizes_in_its_code_is_saved_and_loaded(tmp_path) -> None:

@@ -37,8 +37,12 @@ def set_attributes(space: Space, present: Tensor, network: nn.Module) -> None:
     """Sets the attributes that count what has shrunk in the sub-network of ``present``."""
     kept = space.resolved(present)
     sizes: dict[str, dict[str, Any]] = {}
+
+    def left(owner: Tensor) -> int:
+        return int(((owner < 0) | kept[owner.clamp(min=0)]).sum())
+
     for (path, key, place), owner in space.attributes.items():
-        length = int(((owner < 0) | kept[owner.clamp(min=0)]).sum())
+        length = left(owner)
         module = _module(network, path)
         if module is not None and key in vars(module):
             value = sizes.setdefault(path, {}).setdefault(key, getattr(module, key))
@@ -47,7 +51,7 @@ def set_attributes(space: Space, present: Tensor, network: nn.Module) -> None:
                 value[place] = length
             sizes[path][key] = length if place is None else value
     for (path, size), owner in space.written.items():
-        length = int(((owner < 0) | kept[owner.clamp(min=0)]).sum())
+        length = left(owner)
         if length < len(owner) and _module(network, path) is not None:
             sizes.setdefault(path, {}).setdefault(ATTRIBUTE, {})[size] = length
     put(network, sizes)

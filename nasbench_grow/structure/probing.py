@@ -147,14 +147,8 @@ class _Lookup(NamedTuple):
 def _lookups(model: nn.Module, inputs: Any) -> list[_Lookup]:
     """What the model looks up; nothing where it does not run: what is wrong with it will be said elsewhere."""
     with _Lookups() as lookups:
-        try:
-            with torch.no_grad():
-                call(model, inputs)
-        except DEVICE_ERRORS:
-            raise
-        except Exception:
-            return []
-    return lookups.found
+        ran = runs(model, inputs)
+    return lookups.found if ran else []
 
 
 class _Lookups(TorchFunctionMode):
